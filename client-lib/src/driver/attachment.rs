@@ -1,0 +1,349 @@
+//! Attachment: one volume, from the question for its map to its end, and its brain.
+//!
+//! Invariant: the brain is told what happened in order, and what it asks for is done in order. An
+//! attachment that is closed stays closed; what was submitted has been completed by then.
+//!
+//! Leaves to others: byte ranges (`jobs`), connections (`links`), when to ask for the map.
+
+use std::collections::{HashMap, VecDeque};
+
+use reactor::Reactor;
+use smt::client::{Client, ClientAction, ClientError, ClientEvent, VolumeConfig};
+use smt::config::Settings;
+use smt::ids::{BLOCK_BYTES, MapVersion, OpId, ServerId, Session, Tick, VolumeId};
+use smt::message::{ClientReply, ClientRequest, ReplyBody, VolumeDelta};
+use smt::wire::Message;
+
+use super::jobs::{Job, Step};
+use super::links::Links;
+use super::request::{Completion, Request, VolumeHandle, VolumeState};
+use crate::control::MapDocument;
+use crate::data::Data;
+use crate::error::VolumeError;
+
+pub(super) const BLOCK: usize = 4096;
+const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
+
+/// The brains of several volumes count their requests apart, and a connection carries them all:
+/// the upper bits of a request's number on the wire are its attachment's.
+const REQUEST_BITS: u32 = 48;
+/// Attachments of one driver, over its whole life.
+pub(super) const ATTACHMENTS_MAX: usize = 1 << (64 - REQUEST_BITS);
+
+/// What a turn of one attachment may use.
+pub(super) struct Hands<'a> {
+    pub reactor: &'a mut Reactor,
+    pub links: &'a mut Links,
+    pub completions: &'a mut VecDeque<Completion>,
+    pub now: std::time::Duration,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Opening { waiting: Vec<(u64, Request)>, last: Option<String> },
+    Open(Box<Client<Data>>),
+    Closed(VolumeError),
+}
+
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) handle: VolumeHandle,
+    pub name: String,
+    phase: Phase,
+    events: VecDeque<ClientEvent<Data>>,
+    actions: Vec<ClientAction<Data>>,
+    pub(super) jobs: HashMap<u64, Job>,
+    pub(super) steps: HashMap<OpId, Step>,
+    pub(super) last: u64,
+    /// Why nothing more can be done with the volume; told once what is under way has ended.
+    pub(super) ended: Option<VolumeError>,
+    /// The brain has asked for the map, or a server's address is not known.
+    pub wants_map: bool,
+}
+
+fn tick(now: std::time::Duration) -> Tick {
+    Tick(u64::try_from(now.as_nanos()).expect("five centuries of nanoseconds fit a u64"))
+}
+
+pub(super) fn length(bytes: usize) -> u64 {
+    u64::try_from(bytes).expect("a length fits a u64")
+}
+
+impl From<ClientError> for VolumeError {
+    fn from(error: ClientError) -> VolumeError {
+        match error {
+            ClientError::Io => VolumeError::Io,
+            ClientError::Fenced => VolumeError::Fenced,
+            ClientError::Gone => VolumeError::Gone,
+            // Judged before the brain was asked: the volume shrank meanwhile.
+            ClientError::OutOfRange => {
+                VolumeError::OutOfRange { offset_bytes: 0, length_bytes: 0, size_bytes: 0 }
+            }
+            ClientError::Invalid => VolumeError::Invalid,
+        }
+    }
+}
+
+/// The attachment a numbered request belongs to, and its number there.
+pub(super) fn attachment_of(op: OpId) -> (usize, OpId) {
+    let attachment = usize::try_from(op.0 >> REQUEST_BITS).expect("16 bits fit a usize");
+    (attachment, OpId(op.0 & ((1 << REQUEST_BITS) - 1)))
+}
+
+impl Attachment {
+    pub fn new(handle: VolumeHandle, name: &str) -> Attachment {
+        Attachment {
+            handle,
+            name: name.to_owned(),
+            phase: Phase::Opening { waiting: Vec::new(), last: None },
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            jobs: HashMap::new(),
+            steps: HashMap::new(),
+            last: 0,
+            ended: None,
+            wants_map: false,
+        }
+    }
+
+    pub fn state(&self) -> VolumeState {
+        match &self.phase {
+            Phase::Opening { waiting: _, last } => VolumeState::Opening { last: last.clone() },
+            Phase::Open(brain) => {
+                VolumeState::Open { size_bytes: brain.size_blocks() * BLOCK_BYTES }
+            }
+            Phase::Closed(error) => VolumeState::Closed(error.clone()),
+        }
+    }
+
+    fn brain(&self) -> Option<&Client<Data>> {
+        match &self.phase {
+            Phase::Open(brain) => Some(brain),
+            Phase::Opening { .. } | Phase::Closed(_) => None,
+        }
+    }
+
+    /// The volume's id and the version its map is known at, once it is open.
+    pub fn known(&self) -> Option<(VolumeId, MapVersion)> {
+        self.brain().map(|brain| (brain.volume(), brain.version()))
+    }
+
+    /// Requests that have not ended.
+    pub fn in_flight(&self) -> usize {
+        let waiting = match &self.phase {
+            Phase::Opening { waiting, last: _ } => waiting.len(),
+            Phase::Open(_) | Phase::Closed(_) => 0,
+        };
+        self.jobs.len() + waiting
+    }
+
+    /// When a tick is wanted.
+    pub fn next_wakeup(&self) -> Option<Tick> {
+        self.brain().and_then(Client::next_wakeup)
+    }
+
+    /// Servers that hold a part of the volume.
+    pub fn servers(&self) -> Vec<ServerId> {
+        let mut servers: Vec<ServerId> = (self.brain().into_iter())
+            .flat_map(Client::configs)
+            .flat_map(|config| config.members.iter().map(|m| m.server))
+            .collect();
+        servers.sort_unstable();
+        servers.dedup();
+        servers
+    }
+
+    /// The map has come: the first opens the volume, later ones are news like any other.
+    pub fn learn(
+        &mut self,
+        document: MapDocument,
+        up: impl Iterator<Item = (ServerId, Session)>,
+        completions: &mut VecDeque<Completion>,
+    ) {
+        let MapDocument { volume, size_bytes, version, .. } = document;
+        match &mut self.phase {
+            Phase::Closed(_) => {}
+            Phase::Open(brain) if brain.volume() != volume => {
+                // Another volume goes by this name now: ours was deleted.
+                let (volume, to) = (brain.volume(), version.max(brain.version()));
+                self.tell(ClientEvent::Delta(gone(volume, to)));
+            }
+            Phase::Open(_) => {
+                let (from, size_bytes) = (MapVersion(0), Some(size_bytes));
+                let segments = document.segments;
+                let delta = VolumeDelta { volume, from, to: version, size_bytes, segments };
+                self.tell(ClientEvent::Delta(delta));
+            }
+            Phase::Opening { waiting, last } => {
+                let config = match config_of(document) {
+                    Ok(config) => config,
+                    Err(why) => {
+                        *last = Some(why);
+                        return;
+                    }
+                };
+                let waiting = std::mem::take(waiting);
+                self.phase = Phase::Open(Box::new(Client::new(config, Settings::default())));
+                for (server, session) in up {
+                    self.tell(ClientEvent::LinkUp { server, session });
+                }
+                for (token, request) in waiting {
+                    self.submit(token, request, completions);
+                }
+            }
+        }
+    }
+
+    /// The map could not be had.
+    pub fn failed_to_learn(&mut self, why: String) {
+        if let Phase::Opening { waiting: _, last } = &mut self.phase {
+            *last = Some(why);
+        }
+    }
+
+    /// Nobody waits for the map any more.
+    pub fn abandon(&mut self, error: VolumeError, completions: &mut VecDeque<Completion>) {
+        let Phase::Opening { waiting, last: _ } = &mut self.phase else { return };
+        for (token, _) in waiting.drain(..) {
+            let (volume, result) = (self.handle, Err(error.clone()));
+            completions.push_back(Completion { volume, token, result });
+        }
+        self.wants_map = false;
+        self.phase = Phase::Closed(error);
+    }
+
+    /// Everything that has not ended is stopped, whatever becomes of it.
+    pub fn stop(&mut self, completions: &mut VecDeque<Completion>) {
+        self.abandon(VolumeError::Stopped, completions);
+        for (_, job) in self.jobs.drain() {
+            let (volume, result) = (self.handle, Err(VolumeError::Stopped));
+            completions.push_back(Completion { volume, token: job.token, result });
+        }
+        self.steps.clear();
+        self.events.clear();
+        self.phase = Phase::Closed(VolumeError::Stopped);
+    }
+
+    /// There is no such volume, says a server behind a read barrier.
+    pub fn unknown(&mut self, completions: &mut VecDeque<Completion>) {
+        match &mut self.phase {
+            Phase::Opening { .. } => {
+                self.abandon(VolumeError::Unknown { name: self.name.clone() }, completions);
+            }
+            Phase::Open(brain) => {
+                let delta = gone(brain.volume(), brain.version());
+                self.tell(ClientEvent::Delta(delta));
+            }
+            Phase::Closed(_) => {}
+        }
+    }
+
+    /// Puts an event before the brain; [`Self::pump`] lets it think.
+    pub fn tell(&mut self, event: ClientEvent<Data>) {
+        if let Phase::Open(_) = &self.phase {
+            self.events.push_back(event);
+        }
+    }
+
+    /// A server's answer to one of this volume's requests.
+    pub fn on_reply(
+        &mut self,
+        server: ServerId,
+        session: Session,
+        op: OpId,
+        reply: ClientReply<Data>,
+        links: &mut Links,
+    ) {
+        if let ReplyBody::Stale { config } = &reply.body {
+            for member in &config.members {
+                self.wants_map |= !links.want(member.server);
+            }
+        }
+        let ClientReply { op: _, segment, body } = reply;
+        let reply = ClientReply { op, segment, body };
+        self.tell(ClientEvent::Reply { server, session, reply });
+    }
+
+    /// Starts a request, or keeps it until the volume is open.
+    pub fn submit(&mut self, token: u64, request: Request, completions: &mut VecDeque<Completion>) {
+        let error = match &mut self.phase {
+            Phase::Opening { waiting, last: _ } => return waiting.push((token, request)),
+            Phase::Open(brain) => {
+                let size_bytes = brain.size_blocks() * BLOCK_BYTES;
+                match request.judge(size_bytes) {
+                    Ok(()) => return self.begin(token, request, completions),
+                    Err(error) => error,
+                }
+            }
+            Phase::Closed(error) => error.clone(),
+        };
+        let (volume, result) = (self.handle, Err(error));
+        completions.push_back(Completion { volume, token, result });
+    }
+
+    /// Lets the brain take what was put before it, and does what it asks for.
+    pub fn pump(&mut self, hands: &mut Hands<'_>) {
+        while let Some(event) = self.events.pop_front() {
+            let Phase::Open(brain) = &mut self.phase else { return };
+            if let ClientEvent::Delta(delta) = &event
+                && delta.size_bytes.is_none()
+                && delta.volume == brain.volume()
+                && delta.to >= brain.version()
+            {
+                self.ended.get_or_insert(VolumeError::Gone);
+            }
+            let mut actions = std::mem::take(&mut self.actions);
+            brain.handle(tick(hands.now), event, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    ClientAction::Send { server, session, request } => {
+                        let request = self.numbered(request);
+                        let message = Message::Request(request);
+                        hands.links.send(hands.reactor, server, session, message, hands.now);
+                    }
+                    ClientAction::Complete { op, result } => {
+                        self.on_complete(op, result, hands.completions);
+                    }
+                    ClientAction::Granted { op } => self.on_granted(op),
+                    ClientAction::Pull => self.wants_map = true,
+                }
+            }
+            self.actions = actions;
+        }
+        if self.jobs.is_empty()
+            && let Some(error) = self.ended.clone()
+        {
+            self.phase = Phase::Closed(error);
+        }
+    }
+
+    fn numbered(&self, request: ClientRequest<Data>) -> ClientRequest<Data> {
+        let ClientRequest { op, segment, epoch, writer, body } = request;
+        assert!(op.0 >> REQUEST_BITS == 0, "request number {op} leaves no room for the volume's");
+        let handle = u64::try_from(self.handle.0).expect("a usize fits a u64");
+        let op = OpId(op.0 | handle << REQUEST_BITS);
+        ClientRequest { op, segment, epoch, writer, body }
+    }
+}
+
+fn gone(volume: VolumeId, to: MapVersion) -> VolumeDelta {
+    VolumeDelta { volume, from: MapVersion(0), to, size_bytes: None, segments: Vec::new() }
+}
+
+/// The volume as its map says, if the map is whole.
+fn config_of(document: MapDocument) -> Result<VolumeConfig, String> {
+    let MapDocument { volume, size_bytes, segment_bytes, version, mut segments, .. } = document;
+    let segment_blocks = u32::try_from(segment_bytes / BLOCK_BYTES)
+        .ok()
+        .filter(|blocks| *blocks > 0)
+        .ok_or_else(|| format!("the map has segments of {segment_bytes} bytes"))?;
+    segments.sort_by_key(|config| config.index);
+    let named: Vec<u64> = segments.iter().map(|config| u64::from(config.index)).collect();
+    let wanted: Vec<u64> = (0..size_bytes.div_ceil(segment_bytes)).collect();
+    if named != wanted {
+        let (found, size) = (named.len(), wanted.len());
+        return Err(format!("the map has {found} segments, the volume {size}"));
+    }
+    let size_blocks = size_bytes / BLOCK_BYTES;
+    Ok(VolumeConfig { volume, version, size_blocks, segment_blocks, segments })
+}

@@ -1,0 +1,26 @@
+//! The library applications link to use Petrel volumes: [`Cluster`] and [`Volume`] on a thread of
+//! their own, or a [`Driver`] on the caller's reactor; and the plumbing it shares with the
+//! daemons: blocks in buffers ([`Data`]) and messages on streams ([`frames`]).
+//!
+//! Invariant: an operation is reported failed only when it can no longer happen; until then it is
+//! retried, redirected and waited for.
+//!
+//! Leaves to others: who may write and where a segment lives (`smt`), sockets (`reactor`).
+
+#![deny(missing_docs)]
+
+mod control;
+mod data;
+mod driver;
+mod error;
+pub mod frames;
+mod volume;
+
+pub use control::{ControlError, VolumeSummary};
+pub use data::Data;
+pub use driver::{
+    ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState,
+};
+pub use error::{ConnectError, VolumeError};
+pub use reactor::{Buffer, SharedBuffer};
+pub use volume::{Cluster, Opening, Operation, Volume};

@@ -1,0 +1,190 @@
+//! Service: the thread that turns a reactor and a driver for applications.
+//!
+//! Invariant: every command is answered, if only by the end of the thread. The thread ends when
+//! nobody holds the service any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use reactor::{Reactor, ReactorConfig, Waker, boot_time};
+
+use super::oneshot::Giver;
+use crate::driver::{
+    ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState,
+};
+use crate::error::{ConnectError, VolumeError};
+
+type Opened = Result<(VolumeHandle, Arc<AtomicU64>), VolumeError>;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Open { name: String, timeout: Option<Duration>, giver: Giver<Opened> },
+    Submit { volume: VolumeHandle, request: Request, giver: Giver<Result<Pieces, VolumeError>> },
+    Stop,
+}
+
+/// The asking side.
+pub(super) struct Service {
+    commands: Sender<Command>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    pub fn start(config: ClusterConfig) -> Result<Service, ConnectError> {
+        let (commands, asked) = unbounded();
+        let (started, start) = bounded(1);
+        let run = move || {
+            // A reactor cannot leave the thread it was made on.
+            match Thread::new(config, asked) {
+                Ok(thread) => {
+                    drop(started.send(Ok(thread.reactor.waker())));
+                    thread.run();
+                }
+                Err(error) => drop(started.send(Err(error))),
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("petrel-client".to_owned())
+            .spawn(run)
+            .map_err(|source| ConnectError::Thread { what: "client", source })?;
+        let waker = start.recv().expect("the thread says how its start went")?;
+        Ok(Service { commands, waker, thread: Some(thread) })
+    }
+
+    /// Asks; when the thread is gone, whoever waits for the answer is told so.
+    pub fn send(&self, command: Command) {
+        drop(self.commands.send(command));
+        self.waker.wake();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // It panicked, if it did, with a message of its own.
+            drop(thread.join());
+        }
+    }
+}
+
+/// A volume being opened, and who waits for it.
+struct Opening {
+    volume: VolumeHandle,
+    name: String,
+    since: Duration,
+    timeout: Option<Duration>,
+    giver: Giver<Opened>,
+}
+
+struct Thread {
+    reactor: Reactor,
+    driver: Driver,
+    commands: Receiver<Command>,
+    opening: Vec<Opening>,
+    /// Volumes by name, opened or being opened.
+    volumes: HashMap<String, VolumeHandle>,
+    sizes: HashMap<VolumeHandle, Arc<AtomicU64>>,
+    waiting: HashMap<u64, Giver<Result<Pieces, VolumeError>>>,
+    last: u64,
+}
+
+impl Thread {
+    fn new(config: ClusterConfig, commands: Receiver<Command>) -> Result<Thread, ConnectError> {
+        let mut reactor = Reactor::new(&ReactorConfig::default())?;
+        let driver = Driver::new(config, &mut reactor)?;
+        Ok(Thread {
+            reactor,
+            driver,
+            commands,
+            opening: Vec::new(),
+            volumes: HashMap::new(),
+            sizes: HashMap::new(),
+            waiting: HashMap::new(),
+            last: 0,
+        })
+    }
+
+    fn run(mut self) {
+        let mut events = Vec::new();
+        loop {
+            if let Err(error) = self.reactor.turn(Some(self.driver.wait()), &mut events) {
+                tracing::error!(%error, "the event loop failed; every operation is given up");
+                return;
+            }
+            for event in events.drain(..) {
+                // What is not the driver's is the waker's, and the commands are looked at anyway.
+                drop(self.driver.on_event(&mut self.reactor, event));
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    Command::Open { name, timeout, giver } => self.open(name, timeout, giver),
+                    Command::Submit { volume, request, giver } => {
+                        self.last += 1;
+                        self.waiting.insert(self.last, giver);
+                        self.driver.submit(&mut self.reactor, volume, self.last, request);
+                    }
+                    Command::Stop => {
+                        self.driver.shut_down(&mut self.reactor);
+                        return self.answer();
+                    }
+                }
+            }
+            self.driver.tick(&mut self.reactor);
+            self.look_at_openings();
+            self.answer();
+        }
+    }
+
+    fn open(&mut self, name: String, timeout: Option<Duration>, giver: Giver<Opened>) {
+        let known = self.volumes.get(&name).copied().filter(|volume| {
+            !matches!(self.driver.state(*volume), VolumeState::Closed(_))
+        });
+        let volume = known.unwrap_or_else(|| self.driver.open_volume(&name));
+        self.volumes.insert(name.clone(), volume);
+        self.opening.push(Opening { volume, name, since: boot_time(), timeout, giver });
+    }
+
+    fn look_at_openings(&mut self) {
+        let now = boot_time();
+        for opening in std::mem::take(&mut self.opening) {
+            match self.driver.state(opening.volume) {
+                VolumeState::Open { size_bytes } => {
+                    let size = self.sizes.entry(opening.volume).or_default();
+                    size.store(size_bytes, Ordering::Relaxed);
+                    opening.giver.give(Ok((opening.volume, Arc::clone(size))));
+                }
+                VolumeState::Closed(error) => opening.giver.give(Err(error)),
+                VolumeState::Opening { last } => {
+                    let waited = now.saturating_sub(opening.since);
+                    if opening.timeout.is_some_and(|timeout| waited >= timeout) {
+                        let (name, last) = (opening.name, last.unwrap_or_default());
+                        let error = VolumeError::OpenTimeout { name, waited, last };
+                        opening.giver.give(Err(error));
+                    } else {
+                        self.opening.push(opening);
+                    }
+                }
+            }
+        }
+        for (volume, size) in &self.sizes {
+            if let VolumeState::Open { size_bytes } = self.driver.state(*volume) {
+                size.store(size_bytes, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        for Completion { volume: _, token, result } in self.driver.completions() {
+            if let Some(giver) = self.waiting.remove(&token) {
+                giver.give(result);
+            }
+        }
+    }
+}

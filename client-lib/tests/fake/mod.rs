@@ -1,0 +1,478 @@
+//! A cluster in a test's own process: data ports that speak the real wire format, one HTTP port,
+//! and blocks in memory.
+//!
+//! It has no replication: all its servers share one store, and a config says which of them may
+//! serve a segment. Faults are queued by the test and used up one at a time.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use client_lib::{Buffer, Data};
+use smt::config::Geometry;
+use smt::ids::*;
+use smt::map::{Member, SegmentConfig};
+use smt::message::*;
+use smt::payload::{Payload, ZERO_SUM};
+use smt::wire::{self, Encoded, HEADER_BYTES, Header, Hello, Message, Role};
+
+pub const CLUSTER: u64 = 0xC1A5_7E12;
+pub const SEGMENT_BYTES: u64 = 1 << 20;
+const BLOCK: usize = 4096;
+
+/// What happens to the next request that it fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Told to come again.
+    Retry,
+    /// The connection is cut before the request is done.
+    CutBefore,
+    /// The connection is cut after it is done, so that only the reply is lost.
+    CutAfter,
+    /// A read is answered with data that does not match its checksums.
+    BadSum,
+    IoError,
+    /// No answer at all, ever; the connection stays.
+    Silence,
+    /// The answer comes late.
+    Delay(Duration),
+}
+
+/// A request as a server saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub server: ServerId,
+    pub client: ClientId,
+    pub session: Session,
+    pub op: OpId,
+    pub segment: SegmentId,
+    pub epoch: Epoch,
+    /// "read", "write", "zero" or "flush".
+    pub what: &'static str,
+    pub range: BlockRange,
+}
+
+#[derive(Clone, Debug)]
+pub struct FakeVolume {
+    pub id: VolumeId,
+    pub size_bytes: u64,
+    pub segments: Vec<SegmentConfig>,
+}
+
+#[derive(Default)]
+struct State {
+    version: MapVersion,
+    volumes: BTreeMap<String, FakeVolume>,
+    blocks: HashMap<(SegmentId, u32), Vec<u8>>,
+    faults: VecDeque<Fault>,
+    seen: Vec<Seen>,
+    connections: Vec<(ServerId, Arc<Mutex<TcpStream>>)>,
+    subscribers: Vec<(VolumeId, Arc<Mutex<TcpStream>>)>,
+    /// Servers that take connections and nothing more.
+    frozen: Vec<ServerId>,
+    /// Whether HTTP answers.
+    http_is_down: bool,
+    maps_served: u64,
+}
+
+/// See the module's words.
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    pub servers: Vec<(ServerId, SocketAddr)>,
+    pub http: SocketAddr,
+}
+
+impl Fake {
+    pub fn start(servers: u64) -> Fake {
+        let state = Arc::new(Mutex::new(State { version: MapVersion(10), ..State::default() }));
+        let mut addresses = Vec::new();
+        for id in (1..=servers).map(ServerId) {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            addresses.push((id, listener.local_addr().expect("it is bound")));
+            let state = Arc::clone(&state);
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let state = Arc::clone(&state);
+                    thread::spawn(move || serve(&state, id, stream));
+                }
+            });
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let http = listener.local_addr().expect("it is bound");
+        {
+            let (state, addresses) = (Arc::clone(&state), addresses.clone());
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let (state, addresses) = (Arc::clone(&state), addresses.clone());
+                    thread::spawn(move || answer_http(&state, &addresses, stream));
+                }
+            });
+        }
+        {
+            let state = Arc::downgrade(&state);
+            thread::spawn(move || {
+                while let Some(state) = state.upgrade() {
+                    heartbeat(&state);
+                    drop(state);
+                    thread::sleep(Duration::from_millis(500));
+                }
+            });
+        }
+        Fake { state, servers: addresses, http }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
+    /// A volume whose segments all have server 1 for their primary, and every server as a member.
+    pub fn create(&self, name: &str, size_bytes: u64) {
+        let mut state = self.state();
+        state.version = state.version.next();
+        let id = VolumeId(state.version.0);
+        let member = |(server, _): &(ServerId, SocketAddr)| Member {
+            server: *server,
+            incarnation: Incarnation(1),
+        };
+        let segments = (0..size_bytes.div_ceil(SEGMENT_BYTES))
+            .map(|index| SegmentConfig {
+                segment: SegmentId(id.0 * 1000 + index),
+                volume: id,
+                index: u32::try_from(index).expect("small"),
+                epoch: Epoch(1),
+                primary: ServerId(1),
+                members: self.servers.iter().map(member).collect(),
+                joining: None,
+                transfer: None,
+                replicas: 2,
+                active: Epoch(1),
+                geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a good size"),
+            })
+            .collect();
+        state.volumes.insert(name.to_owned(), FakeVolume { id, size_bytes, segments });
+    }
+
+    /// Deletes a volume and tells who has subscribed.
+    pub fn delete(&self, name: &str) {
+        let mut state = self.state();
+        state.version = state.version.next();
+        state.volumes.remove(name);
+        drop(state);
+        heartbeat(&self.state);
+    }
+
+    /// Moves every segment of a volume to a new primary at a new epoch; tells subscribers or not.
+    pub fn move_to(&self, name: &str, primary: ServerId, is_pushed: bool) {
+        let mut state = self.state();
+        state.version = state.version.next();
+        for config in &mut state.volumes.get_mut(name).expect("it was created").segments {
+            config.primary = primary;
+            config.epoch = config.epoch.next();
+        }
+        drop(state);
+        if is_pushed {
+            heartbeat(&self.state);
+        }
+    }
+
+    pub fn fault(&self, fault: Fault) {
+        self.state().faults.push_back(fault);
+    }
+
+    pub fn faults_left(&self) -> usize {
+        self.state().faults.len()
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state().seen.clone()
+    }
+
+    pub fn maps_served(&self) -> u64 {
+        self.state().maps_served
+    }
+
+    pub fn set_http_down(&self, is_down: bool) {
+        self.state().http_is_down = is_down;
+    }
+
+    /// From now on the server takes bytes and says nothing, on old connections too.
+    pub fn freeze(&self, server: ServerId, is_frozen: bool) {
+        let mut state = self.state();
+        state.frozen.retain(|frozen| *frozen != server);
+        if is_frozen {
+            state.frozen.push(server);
+        }
+    }
+
+    /// Cuts every data connection.
+    pub fn cut_all(&self) {
+        for (_, stream) in self.state().connections.drain(..) {
+            let stream = stream.lock().expect("no holder panics");
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+    }
+
+    /// What a volume holds, as its servers have it.
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        let state = self.state();
+        let volume = &state.volumes[name];
+        let mut content = vec![0; usize::try_from(volume.size_bytes).expect("small")];
+        for (at, place) in content.chunks_mut(BLOCK).enumerate() {
+            let block = u64::try_from(at).expect("small");
+            let per_segment = SEGMENT_BYTES / BLOCK_BYTES;
+            let index = usize::try_from(block / per_segment).expect("small");
+            let inside = u32::try_from(block % per_segment).expect("small");
+            if let Some(bytes) = state.blocks.get(&(volume.segments[index].segment, inside)) {
+                place.copy_from_slice(bytes);
+            }
+        }
+        content
+    }
+
+    /// Waits for a condition, and fails the test when it does not come in 10 s.
+    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut(&Fake) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{what} did not come");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn heartbeat(state: &Mutex<State>) {
+    let mut state = state.lock().expect("no holder panics");
+    let subscribers = std::mem::take(&mut state.subscribers);
+    for (volume, stream) in subscribers {
+        let delta = delta(&state, volume);
+        let sent = send(&stream, Message::Delta(delta));
+        if sent {
+            state.subscribers.push((volume, stream));
+        }
+    }
+}
+
+fn delta(state: &State, id: VolumeId) -> VolumeDelta {
+    let volume = state.volumes.values().find(|volume| volume.id == id);
+    VolumeDelta {
+        volume: id,
+        from: MapVersion(0),
+        to: state.version,
+        size_bytes: volume.map(|volume| volume.size_bytes),
+        segments: volume.map_or(Vec::new(), |volume| volume.segments.clone()),
+    }
+}
+
+fn send(stream: &Mutex<TcpStream>, message: Message<Data>) -> bool {
+    let Encoded { head, payload } = wire::encode(message);
+    let mut stream = stream.lock().expect("no holder panics");
+    let sent = stream.write_all(&head);
+    let rest = payload.map_or(Ok(()), |data| stream.write_all(data.bytes()));
+    sent.is_ok() && rest.is_ok()
+}
+
+fn receive(stream: &mut TcpStream) -> Option<Message<Data>> {
+    let mut bytes = [0; HEADER_BYTES];
+    stream.read_exact(&mut bytes).ok()?;
+    let header = Header::parse(&bytes).expect("the client speaks our format");
+    let mut meta = vec![0; usize::try_from(header.meta_bytes).expect("small")];
+    stream.read_exact(&mut meta).ok()?;
+    header.verify(&bytes, &meta).expect("what was sent arrives");
+    let mut payload = vec![0; usize::try_from(header.payload_bytes).expect("small")];
+    stream.read_exact(&mut payload).ok()?;
+    let payload = (!payload.is_empty())
+        .then(|| Data::new(Buffer::from_slice(&payload).share()).expect("whole blocks"));
+    Some(wire::decode(&header, &meta, payload).expect("the client speaks our format"))
+}
+
+fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
+    let out = Arc::new(Mutex::new(stream.try_clone().expect("descriptors are left")));
+    let Some(Message::Hello(hello)) = receive(&mut stream) else { return };
+    if state.lock().expect("no holder panics").frozen.contains(&us) {
+        thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    assert_eq!((hello.role, hello.cluster, hello.to), (Role::Client, CLUSTER, us));
+    let (client, session) = (ClientId(hello.id), Session(hello.connection));
+    let welcome = Hello { role: Role::Welcome, id: us.0, to: ServerId(0), ..hello };
+    state.lock().expect("no holder panics").connections.push((us, Arc::clone(&out)));
+    send(&out, Message::Hello(welcome));
+    while let Some(message) = receive(&mut stream) {
+        let mut state = state.lock().expect("no holder panics");
+        if state.frozen.contains(&us) {
+            continue;
+        }
+        match message {
+            Message::Subscribe { volume, from: _ } => {
+                let delta = delta(&state, volume);
+                send(&out, Message::Delta(delta));
+                state.subscribers.push((volume, Arc::clone(&out)));
+            }
+            Message::Request(request) => {
+                let (what, range) = match &request.body {
+                    RequestBody::Read { range } => ("read", *range),
+                    RequestBody::Write { range, .. } => ("write", *range),
+                    RequestBody::Zero { range } => ("zero", *range),
+                    RequestBody::Flush => ("flush", BlockRange::default()),
+                };
+                let ClientRequest { op, segment, epoch, .. } = request;
+                let seen = Seen { server: us, client, session, op, segment, epoch, what, range };
+                state.seen.push(seen);
+                let fault = match state.faults.front() {
+                    Some(Fault::BadSum) if what != "read" => None,
+                    Some(_) => state.faults.pop_front(),
+                    None => None,
+                };
+                if fault == Some(Fault::CutBefore) {
+                    drop(stream.shutdown(std::net::Shutdown::Both));
+                    return;
+                }
+                let mut body = match fault {
+                    Some(Fault::Retry) => ReplyBody::Retry { after_ns: 1_000_000 },
+                    Some(Fault::IoError) => ReplyBody::IoError,
+                    _ => judge(&mut state, us, request),
+                };
+                if fault == Some(Fault::BadSum)
+                    && let ReplyBody::Data { sums, .. } = &mut body
+                {
+                    sums[0] ^= 0xFF00;
+                }
+                drop(state);
+                match fault {
+                    Some(Fault::CutAfter) => {
+                        drop(stream.shutdown(std::net::Shutdown::Both));
+                        return;
+                    }
+                    Some(Fault::Silence) => continue,
+                    Some(Fault::Delay(time)) => thread::sleep(time),
+                    _ => {}
+                }
+                send(&out, Message::Reply(ClientReply { op, segment, body }));
+            }
+            other => panic!("a client sends no {other:?}"),
+        }
+    }
+}
+
+fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> ReplyBody<Data> {
+    let ClientRequest { op: _, segment, epoch, writer: _, body } = request;
+    let version = state.version;
+    let config = (state.volumes.values())
+        .flat_map(|volume| &volume.segments)
+        .find(|config| config.segment == segment);
+    let Some(config) = config.cloned() else { return ReplyBody::Gone { version } };
+    if config.primary != us || config.epoch != epoch {
+        return ReplyBody::Stale { config };
+    }
+    match body {
+        RequestBody::Read { range } => {
+            let mut bytes = Vec::new();
+            let mut found = Vec::new();
+            for block in range.blocks() {
+                let content = state.blocks.get(&(segment, block));
+                bytes.extend(content.cloned().unwrap_or(vec![0; BLOCK]));
+                found.push(content.is_some());
+            }
+            let data = Data::new(Buffer::from_slice(&bytes).share()).expect("whole blocks");
+            let sums = (0..range.count)
+                .zip(found)
+                .map(|(at, found)| {
+                    if found { data.sum(at, segment, range.first + at) } else { ZERO_SUM }
+                })
+                .collect();
+            ReplyBody::Data { data, sums }
+        }
+        RequestBody::Write { range, data, sums } => {
+            if !smt::payload::verify(&data, &sums, segment, range.first) {
+                return ReplyBody::Invalid;
+            }
+            for (block, bytes) in range.blocks().zip(data.bytes().chunks(BLOCK)) {
+                state.blocks.insert((segment, block), bytes.to_vec());
+            }
+            ReplyBody::Done
+        }
+        RequestBody::Zero { range } => {
+            for block in range.blocks() {
+                state.blocks.remove(&(segment, block));
+            }
+            ReplyBody::Done
+        }
+        RequestBody::Flush => ReplyBody::Done,
+    }
+}
+
+fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut stream: TcpStream) {
+    let mut lines = BufReader::new(stream.try_clone().expect("descriptors are left"));
+    loop {
+        let mut first = String::new();
+        if lines.read_line(&mut first).unwrap_or(0) == 0 {
+            return;
+        }
+        let mut line = String::new();
+        while lines.read_line(&mut line).unwrap_or(0) > 2 {
+            line.clear();
+        }
+        let route = first.split(' ').nth(1).expect("a request line").to_owned();
+        let mut state = state.lock().expect("no holder panics");
+        let (status, body) = if state.http_is_down {
+            (503, serde_json::json!({ "title": "no quorum" }))
+        } else {
+            document(&mut state, servers, &route)
+        };
+        drop(state);
+        let body = body.to_string();
+        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
+        if stream.write_all(format!("{head}{body}").as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+fn document(
+    state: &mut State,
+    servers: &[(ServerId, SocketAddr)],
+    route: &str,
+) -> (u16, serde_json::Value) {
+    if route == "/v1/volumes" {
+        let list: Vec<serde_json::Value> = (state.volumes.iter())
+            .map(|(name, volume)| {
+                serde_json::json!({
+                    "name": name,
+                    "id": volume.id,
+                    "size_bytes": volume.size_bytes,
+                    "segment_bytes": SEGMENT_BYTES,
+                    "replicas": 2,
+                    "criticality": "normal",
+                    "durability": "write-through",
+                })
+            })
+            .collect();
+        return (200, serde_json::json!({ "volumes": list }));
+    }
+    let name = route.strip_prefix("/v1/map/").and_then(|rest| rest.split('?').next());
+    let volume = name.and_then(|name| state.volumes.get(name).map(|volume| (name, volume)));
+    let Some((name, volume)) = volume else {
+        return (404, serde_json::json!({ "title": "not found" }));
+    };
+    let servers: Vec<serde_json::Value> = (servers.iter())
+        .map(|(id, address)| serde_json::json!({ "id": id, "address": address.to_string() }))
+        .collect();
+    let document = serde_json::json!({
+        "volume": volume.id,
+        "name": name,
+        "size_bytes": volume.size_bytes,
+        "segment_bytes": SEGMENT_BYTES,
+        "version": state.version,
+        "cluster": CLUSTER.to_string(),
+        "servers": servers,
+        "segments": volume.segments,
+    });
+    state.maps_served += 1;
+    (200, document)
+}

@@ -1,0 +1,2 @@
+//! nbd-bridge
+fn main() {}

@@ -1,0 +1,724 @@
+//! Copying: the primary's half of a migration (M1–M10). The joiner's half is `joiner`.
+//!
+//! Invariant: at every place of the session's stream the joiner's chunk equals what ours was
+//! there, for chunks that were copied (M3); `expected` is the joiner's table at that place. The
+//! joiner is promoted only when it is a required acker, every chunk was read back from its disk
+//! and matched, and nothing from before its stream is still uncommitted (M6, M7, M9). Once
+//! Promote is proposed, only the map can end that (M8).
+//!
+//! Leaves to others: when to migrate and where to (`migrator`). A forward backlog beyond its limit
+//! ends the migration; taking the chunk back instead (M4), and reuse of an old copy (M2), have
+//! their place in [`Replica::forward`] and [`Replica::on_join_ack`].
+
+use std::collections::BTreeMap;
+
+use super::primary::Seal;
+use super::reading::After;
+use super::*;
+use crate::map::{CopyProgress, MigrationState};
+use crate::payload::ZERO_SUM;
+use crate::wire::checksum::{chunk_digest, root_digest};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// JoinBegin is sent.
+    Begun,
+    Copying,
+    /// VerifyRoot is sent.
+    Root,
+    /// SyncStart is sent; the joiner is a required acker from here on.
+    SyncSent,
+    Synced,
+    /// Promote is proposed: the joiner is a required granter from here on.
+    Proposed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunk {
+    Todo,
+    /// Being read here; writes to it are put behind its copy.
+    Reading,
+    /// In the stream, not known to be durable there.
+    Sent,
+    /// Being read back there.
+    Verifying,
+    Verified,
+}
+
+/// A place of the stream that is not answered yet.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Chunk(u32),
+    Forward { blocks: u32 },
+    Verify(u32),
+    Root,
+}
+
+#[derive(Debug)]
+pub(super) struct Copying<P> {
+    pub target: ServerId,
+    session: CopySession,
+    migration: MigrationId,
+    stage: Stage,
+    chunks: Vec<Chunk>,
+    attempts: Vec<u32>,
+    /// Where to look for the next chunk to copy.
+    cursor: usize,
+    unverified: usize,
+    /// The joiner's checksum table at this place of the stream.
+    expected: Vec<u64>,
+    place: u64,
+    open: BTreeMap<u64, Place>,
+    copies_open: u32,
+    forward_blocks_open: u64,
+    /// Writes to chunks being read, in their order.
+    behind: BTreeMap<u32, Vec<Record<P>>>,
+    /// The last record that did not go to the joiner as a required acker.
+    pre_sync: Seq,
+    root: u128,
+    progress: CopyProgress,
+    /// No chunk is read before this (M5).
+    next_copy_at: Tick,
+    heard: Tick,
+    broken: bool,
+    /// M7's mutant: the joiner is none of the required ackers, whatever the stage.
+    never_acker: bool,
+}
+
+impl<P> Copying<P> {
+    /// Whether records go to the joiner as to a member, and wait for it (W2).
+    pub fn is_acker(&self) -> bool {
+        self.stage >= Stage::SyncSent && !self.never_acker
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.stage >= Stage::Synced
+    }
+
+    pub fn was_proposed(&self) -> bool {
+        self.stage >= Stage::Proposed
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn next_place(&mut self, what: Option<Place>) -> u64 {
+        self.place += 1;
+        if let Some(what) = what {
+            self.open.insert(self.place, what);
+        }
+        self.place
+    }
+
+    fn expect(&mut self, first: u32, sums: impl Iterator<Item = u64>) {
+        for (entry, sum) in self.expected[index(first)..].iter_mut().zip(sums) {
+            *entry = sum;
+        }
+    }
+}
+
+fn index(number: u32) -> usize {
+    usize::try_from(number).expect("a u32 fits a usize")
+}
+
+impl<P: Payload> Replica<P> {
+    fn chunk_range(&self, chunk: u32) -> BlockRange {
+        let first = chunk * self.geometry.chunk_blocks;
+        let count = self.geometry.chunk_blocks.min(self.geometry.segment_blocks - first);
+        BlockRange::new(first, count)
+    }
+
+    fn copying(&mut self, session: CopySession) -> Option<&mut Copying<P>> {
+        let Phase::Primary(primary) = &mut self.phase else { return None };
+        primary.copy.as_deref_mut().filter(|c| c.session == session)
+    }
+
+    fn copying_with(&mut self, peer: ServerId, session: CopySession) -> Option<&mut Copying<P>> {
+        self.copying(session).filter(|c| c.target == peer)
+    }
+
+    /// What the map wants of this primary beyond serving: a joiner to fill, a hand-over.
+    pub(super) fn check_wishes(&mut self, cx: &mut Context<P>) {
+        if let Some(joining) = self.config.joining {
+            let Phase::Primary(primary) = &self.phase else { return };
+            let current = primary.copy.as_ref().is_some_and(|c| c.migration == joining.migration);
+            if !current && primary.abort.is_none() && cx.links.up.contains_key(&joining.target) {
+                self.begin_session(cx);
+            }
+        }
+        self.advance_migration(cx);
+    }
+
+    /// M1: a fresh session with the joiner.
+    fn begin_session(&mut self, cx: &mut Context<P>) {
+        let Some(joining) = self.config.joining else { return };
+        // Unique over our lives too: the incarnation is part of it.
+        let session = CopySession((cx.incarnation.0 << 32) | (self.unique() & 0xffff_ffff));
+        let chunks = index(self.geometry.chunks());
+        let copying = Copying {
+            target: joining.target,
+            session,
+            migration: joining.migration,
+            stage: Stage::Begun,
+            chunks: vec![Chunk::Todo; chunks],
+            attempts: vec![0; chunks],
+            cursor: 0,
+            unverified: chunks,
+            expected: vec![ZERO_SUM; index(self.geometry.segment_blocks)],
+            place: 0,
+            open: BTreeMap::new(),
+            copies_open: 0,
+            forward_blocks_open: 0,
+            behind: BTreeMap::new(),
+            pre_sync: Seq(0),
+            root: 0,
+            progress: CopyProgress {
+                bytes_total: u64::from(self.geometry.segment_blocks) * BLOCK_BYTES,
+                ..CopyProgress::default()
+            },
+            next_copy_at: cx.now,
+            heard: cx.now,
+            broken: false,
+            never_acker: !cx.holds(Mutant::M7PromoteWithoutSync),
+        };
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        primary.copy = Some(Box::new(copying));
+        let (migration, config) = (joining.migration, self.config.clone());
+        let message = self.message(PeerBody::JoinBegin { session, migration, config });
+        cx.send(joining.target, message);
+    }
+
+    pub(super) fn on_join_ack(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        session: CopySession,
+    ) {
+        let now = cx.now;
+        let Some(copy) = self.copying_with(peer, session) else { return };
+        if copy.stage != Stage::Begun {
+            return;
+        }
+        copy.stage = Stage::Copying;
+        copy.heard = now;
+        self.copy_more(cx);
+    }
+
+    pub(super) fn on_join_refused(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        session: CopySession,
+        reason: &str,
+    ) {
+        if self.copying_with(peer, session).is_some() {
+            let reason = format!("server {peer} cannot take the replica: {reason}");
+            self.give_up(cx, true, reason);
+        }
+    }
+
+    /// M3 and M5: reads the next chunks, as the window and the pace allow.
+    fn copy_more(&mut self, cx: &mut Context<P>) {
+        loop {
+            let limit = self.config.joining.and_then(|j| j.bytes_per_second_max);
+            let Phase::Primary(primary) = &mut self.phase else { return };
+            let busy = cx.now.since(primary.last_client_io) < 100 * crate::config::MS
+                && primary.last_client_io > Tick(0);
+            let pace = match limit {
+                Some(pace) => Some(pace),
+                None if busy => Some(cx.settings.copy_bytes_per_second_busy),
+                None => None,
+            };
+            let Some(copy) = primary.copy.as_deref_mut() else { return };
+            let may = copy.stage == Stage::Copying
+                && copy.copies_open < cx.settings.copy_window
+                && cx.now >= copy.next_copy_at;
+            if !may {
+                return;
+            }
+            let todo = |c: &Chunk| *c == Chunk::Todo;
+            let found = copy.chunks[copy.cursor..].iter().position(todo);
+            let at = match found {
+                Some(ahead) => copy.cursor + ahead,
+                None => match copy.chunks.iter().position(todo) {
+                    Some(at) => at,
+                    None => return,
+                },
+            };
+            copy.cursor = at;
+            copy.copies_open += 1;
+            copy.chunks[at] = Chunk::Reading;
+            let session = copy.session;
+            let chunk = u32::try_from(at).expect("a chunk's number came from a u32");
+            let range = self.chunk_range(chunk);
+            let Phase::Primary(primary) = &mut self.phase else { return };
+            if let (Some(pace), Some(copy)) = (pace, primary.copy.as_deref_mut()) {
+                let cost = range.bytes().saturating_mul(1_000_000_000) / pace.max(1);
+                copy.next_copy_at = copy.next_copy_at.max(cx.now).after(cost);
+            }
+            self.store(
+                cx,
+                StoreRequest::Read { range },
+                Pending::ChunkRead { session, chunk },
+            );
+        }
+    }
+
+    /// The chunk as it is at this place of the stream.
+    pub(super) fn on_chunk_read(
+        &mut self,
+        cx: &mut Context<P>,
+        session: CopySession,
+        chunk: u32,
+        result: StoreResult<P>,
+    ) {
+        let range = self.chunk_range(chunk);
+        let Some(copy) = self.copying(session) else { return };
+        let (data, sums) = match result {
+            StoreResult::Data { data, sums } => (data, sums),
+            StoreResult::BadBlocks { blocks } => {
+                // R3 first; the chunk is read again afterwards.
+                let run = blocks.iter().copied().zip(blocks.first().copied().unwrap_or(0)..);
+                let count = run.take_while(|(b, want)| b == want).count();
+                let first = blocks.first().copied().unwrap_or(range.first);
+                let count = u32::try_from(count).unwrap_or(1).max(1);
+                let bad = BlockRange::new(first, count);
+                let Phase::Primary(primary) = &self.phase else { return };
+                if primary.is_busy(bad) {
+                    self.chunk_again(cx, session, chunk);
+                } else {
+                    self.start_repair(cx, bad, After::Chunk(session, chunk));
+                }
+                return;
+            }
+            StoreResult::Done
+            | StoreResult::Checks { .. }
+            | StoreResult::Failed { .. }
+            | StoreResult::NoSpace => return,
+        };
+        let all_zero = sums.iter().all(|s| *s == ZERO_SUM);
+        copy.expect(range.first, sums.iter().copied());
+        copy.chunks[index(chunk)] = Chunk::Sent;
+        copy.progress.bytes_copied += range.bytes();
+        let place = copy.next_place(Some(Place::Chunk(chunk)));
+        let behind = copy.behind.remove(&chunk).unwrap_or_default();
+        let target = copy.target;
+        let data = (!all_zero).then_some(data);
+        let message = self.message(PeerBody::Copy { session, place, range, data, sums });
+        cx.send(target, message);
+        for record in behind {
+            self.forward_piece(cx, record);
+        }
+    }
+
+    /// The chunk is copied (again) later.
+    pub(super) fn chunk_again(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32) {
+        let Some(copy) = self.copying(session) else { return };
+        if copy.chunks[index(chunk)] == Chunk::Reading {
+            copy.chunks[index(chunk)] = Chunk::Todo;
+            copy.copies_open -= 1;
+            // What was to follow the copy will be part of it.
+            copy.behind.remove(&chunk);
+        }
+        self.copy_more(cx);
+    }
+
+    pub(super) fn chunk_unreadable(
+        &mut self,
+        cx: &mut Context<P>,
+        session: CopySession,
+        chunk: u32,
+    ) {
+        if self.copying(session).is_some() {
+            let reason = format!("chunk {chunk} has no good copy to read from");
+            self.give_up(cx, true, reason);
+        }
+    }
+
+    /// M3: a write goes behind the copies of the chunks it touches; a chunk that is not copied yet
+    /// will hold it when it is. (M4 belongs here: beyond the limit, back to Todo.)
+    pub(super) fn forward(&mut self, cx: &mut Context<P>, record: &Record<P>) {
+        let Record { seq, range, change } = record;
+        if matches!(change, Change::Flush) {
+            return;
+        }
+        let per_chunk = self.geometry.chunk_blocks;
+        let mut first = range.first;
+        while first < range.end() {
+            let chunk = first / per_chunk;
+            let end = ((chunk + 1) * per_chunk).min(range.end());
+            let piece = BlockRange::new(first, end - first);
+            let skip = first - range.first;
+            first = end;
+            let Phase::Primary(primary) = &mut self.phase else { return };
+            let Some(copy) = primary.copy.as_deref_mut() else { return };
+            let state = copy.chunks[index(chunk)];
+            if state == Chunk::Todo {
+                continue;
+            }
+            let change = match change {
+                Change::Write { data, sums } => Change::Write {
+                    data: data.slice(skip, piece.count),
+                    sums: Sums::from_slice(&sums[index(skip)..index(skip + piece.count)]),
+                },
+                Change::Zero => Change::Zero,
+                Change::Flush => return,
+            };
+            let record = Record { seq: *seq, range: piece, change };
+            if state == Chunk::Reading {
+                if cx.holds(Mutant::M3ReadEarly) {
+                    copy.behind.entry(chunk).or_default().push(record);
+                }
+            } else {
+                self.forward_piece(cx, record);
+            }
+        }
+        let Phase::Primary(primary) = &self.phase else { return };
+        let Some(copy) = &primary.copy else { return };
+        if copy.forward_blocks_open > cx.settings.forward_backlog_blocks_max {
+            let reason = format!("server {} cannot keep up with the writes", copy.target);
+            self.give_up(cx, true, reason);
+        }
+    }
+
+    fn forward_piece(&mut self, cx: &mut Context<P>, record: Record<P>) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        let blocks = record.range.count;
+        match &record.change {
+            Change::Write { sums, .. } => copy.expect(record.range.first, sums.iter().copied()),
+            Change::Zero => {
+                let zeroes = std::iter::repeat_n(ZERO_SUM, index(blocks));
+                copy.expect(record.range.first, zeroes);
+            }
+            Change::Flush => return,
+        }
+        copy.forward_blocks_open += u64::from(blocks);
+        copy.progress.bytes_forwarded += record.range.bytes();
+        let place = copy.next_place(Some(Place::Forward { blocks }));
+        let (session, target) = (copy.session, copy.target);
+        let message = self.message(PeerBody::Forward { session, place, record });
+        cx.send(target, message);
+    }
+
+    /// A copy or a forwarded write is durable there.
+    pub(super) fn on_place_ack(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        session: CopySession,
+        place: u64,
+    ) {
+        let now = cx.now;
+        let Some(copy) = self.copying_with(peer, session) else { return };
+        copy.heard = now;
+        match copy.open.remove(&place) {
+            Some(Place::Forward { blocks }) => {
+                copy.forward_blocks_open -= u64::from(blocks);
+            }
+            Some(Place::Chunk(chunk)) => {
+                copy.copies_open -= 1;
+                copy.chunks[index(chunk)] = Chunk::Verifying;
+                self.send_verify(cx, session, chunk);
+                self.copy_more(cx);
+            }
+            Some(Place::Verify(_) | Place::Root) | None => {}
+        }
+    }
+
+    /// M6: the joiner is to read the chunk back, and to compare.
+    fn send_verify(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32) {
+        let range = self.chunk_range(chunk);
+        let Some(copy) = self.copying(session) else { return };
+        let digest = chunk_digest(&copy.expected[index(range.first)..index(range.end())]);
+        let place = copy.next_place(Some(Place::Verify(chunk)));
+        let target = copy.target;
+        let message = self.message(PeerBody::Verify { session, place, chunk, digest });
+        cx.send(target, message);
+    }
+
+    pub(super) fn on_verify_ack(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        session: CopySession,
+        place: u64,
+        matched: bool,
+    ) {
+        let now = cx.now;
+        let limit = cx.settings.chunk_attempts_max;
+        let Some(copy) = self.copying_with(peer, session) else { return };
+        copy.heard = now;
+        match copy.open.remove(&place) {
+            Some(Place::Verify(chunk)) if matched => {
+                copy.chunks[index(chunk)] = Chunk::Verified;
+                copy.unverified -= 1;
+                let all = copy.unverified == 0;
+                if let Phase::Primary(primary) = &mut self.phase {
+                    primary.joiner_progress = now;
+                }
+                if all {
+                    self.send_root(cx, session);
+                }
+            }
+            Some(Place::Verify(chunk)) => {
+                copy.attempts[index(chunk)] += 1;
+                copy.progress.chunks_retried += 1;
+                copy.chunks[index(chunk)] = Chunk::Todo;
+                if copy.attempts[index(chunk)] >= limit {
+                    let reason = format!(
+                        "chunk {chunk} did not read back as written on server {peer}, {limit} times"
+                    );
+                    self.give_up(cx, true, reason);
+                    return;
+                }
+                self.copy_more(cx);
+            }
+            Some(Place::Root) if matched => self.start_sync(cx, session),
+            Some(Place::Root) => {
+                let reason = format!("server {peer} came to another root digest");
+                self.give_up(cx, true, reason);
+            }
+            Some(Place::Chunk(_) | Place::Forward { .. }) | None => {}
+        }
+    }
+
+    fn send_root(&mut self, cx: &mut Context<P>, session: CopySession) {
+        let per_chunk = index(self.geometry.chunk_blocks);
+        let Some(copy) = self.copying(session) else { return };
+        let digests: Vec<u128> = copy.expected.chunks(per_chunk).map(chunk_digest).collect();
+        let root = root_digest(&digests);
+        copy.root = root;
+        copy.stage = Stage::Root;
+        let place = copy.next_place(Some(Place::Root));
+        let target = copy.target;
+        let message = self.message(PeerBody::VerifyRoot { session, place, root });
+        cx.send(target, message);
+    }
+
+    /// M7: from the next record on, the joiner is a required acker.
+    fn start_sync(&mut self, cx: &mut Context<P>, session: CopySession) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let (last, commit) = (primary.last_seq(), primary.commit());
+        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        copy.pre_sync = last;
+        if copy.never_acker {
+            copy.stage = Stage::Synced;
+            self.advance_migration(cx);
+            return;
+        }
+        copy.stage = Stage::SyncSent;
+        let place = copy.next_place(None);
+        let target = copy.target;
+        let next_seq = last.next();
+        let body = PeerBody::SyncStart { session, place, next_seq, commit };
+        let message = self.message(body);
+        cx.send(target, message);
+    }
+
+    pub(super) fn on_sync_ack(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        session: CopySession,
+    ) {
+        let Some(copy) = self.copying_with(peer, session) else { return };
+        if copy.stage == Stage::SyncSent {
+            copy.stage = Stage::Synced;
+            self.advance_migration(cx);
+        }
+    }
+
+    /// M9 and M10, and S3b: proposes the cut-over once everything it needs holds.
+    pub(super) fn advance_migration(&mut self, cx: &mut Context<P>) {
+        let Phase::Primary(primary) = &self.phase else { return };
+        if let Some(copy) = &primary.copy {
+            if copy.stage < Stage::Synced || copy.broken || primary.abort.is_some() {
+                return;
+            }
+            let target = copy.target;
+            let settled =
+                primary.committed_to(copy.pre_sync) || !cx.holds(Mutant::M9PromoteEarly);
+            let leads = self.config.joining.and_then(|j| j.replaces) == Some(cx.me);
+            if leads {
+                self.seal(cx);
+                if !settled || !self.release_if_drained(cx) {
+                    return;
+                }
+            } else {
+                // Its promise is needed from the proposal on (L1): have it before.
+                let leased = primary.leases.get(&target).is_some_and(|&t| cx.now < t);
+                let wanted = cx.holds(Mutant::L1JoinerNotGranter) && !copy.never_acker;
+                if !settled || (wanted && !leased) {
+                    return;
+                }
+            }
+            self.propose_promote(cx);
+            return;
+        }
+        let Some(server) = self.config.transfer else { return };
+        if server == cx.me || !self.config.is_member(server) || primary.broken.contains(&server) {
+            return;
+        }
+        self.seal(cx);
+        if self.release_if_drained(cx) {
+            let (segment, expect) = (self.segment, self.epoch());
+            self.propose(cx, "transfer", Command::Transfer { segment, expect, server });
+        }
+    }
+
+    fn propose_promote(&mut self, cx: &mut Context<P>) {
+        let (segment, expect) = (self.segment, self.epoch());
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let seq = primary.last_seq();
+        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        copy.stage = Stage::Proposed;
+        let command = Command::Promote {
+            segment,
+            expect,
+            migration: copy.migration,
+            digest: copy.root,
+            seq,
+            progress: copy.progress,
+            // The hands fill in the time; the brain has no calendar.
+            at_unix_ms: 0,
+        };
+        self.propose(cx, "promote", command);
+    }
+
+    /// The joiner's connection is gone, or it is silent. Before Promote was proposed its session
+    /// is simply dropped; after, the map decides (M8).
+    pub(super) fn joiner_lost(&mut self, cx: &mut Context<P>) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        let target = copy.target;
+        if copy.was_proposed() && cx.settings.holds(Mutant::M8DropAfterPropose) {
+            copy.broken = true;
+            if primary.abort.is_none() {
+                let reason = format!("server {target} was lost during the cut-over");
+                primary.abort = Some((true, reason));
+            }
+            self.propose_abort(cx);
+            return;
+        }
+        self.drop_session();
+        self.settle(cx);
+    }
+
+    fn drop_session(&mut self) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(copy) = primary.copy.take() else { return };
+        primary.drop_need(copy.target);
+        primary.leases.remove(&copy.target);
+        // Not released: nothing was proposed, and no promise was given back.
+        if primary.seal.is_some_and(|s| !s.released) {
+            primary.seal = None;
+        }
+    }
+
+    /// Ends the migration for good, with a reason for its record.
+    fn give_up(&mut self, cx: &mut Context<P>, failed: bool, reason: String) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if primary.abort.is_none() {
+            primary.abort = Some((failed, reason));
+        }
+        if !primary.copy.as_ref().is_some_and(|c| c.was_proposed()) {
+            self.drop_session();
+        }
+        self.propose_abort(cx);
+        self.settle(cx);
+    }
+
+    fn propose_abort(&mut self, cx: &mut Context<P>) {
+        let (segment, expect) = (self.segment, self.epoch());
+        let Some(joining) = self.config.joining else { return };
+        let Phase::Primary(primary) = &self.phase else { return };
+        let Some((failed, reason)) = primary.abort.clone() else { return };
+        let migration = joining.migration;
+        let at_unix_ms = 0;
+        let command =
+            Command::AbortMigration { segment, expect, migration, failed, reason, at_unix_ms };
+        self.propose(cx, "abort", command);
+    }
+
+    pub(super) fn tick_migration(&mut self, cx: &mut Context<P>) {
+        self.tick_seal(cx);
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if primary.abort.is_some() {
+            self.propose_abort(cx);
+            return;
+        }
+        let Some(joining) = self.config.joining else {
+            self.check_wishes(cx);
+            return;
+        };
+        if cx.now.since(primary.joiner_progress) >= cx.settings.joiner_timeout_ns {
+            let reason = format!("server {} made no progress for too long", joining.target);
+            self.give_up(cx, true, reason);
+            return;
+        }
+        let patience = cx.settings.ack_timeout_ns;
+        let Some(copy) = primary.copy.as_deref_mut() else {
+            self.check_wishes(cx);
+            return;
+        };
+        let waits = copy.stage == Stage::Begun || copy.stage == Stage::SyncSent
+            || !copy.open.is_empty();
+        if !waits {
+            copy.heard = cx.now;
+        }
+        if copy.stage < Stage::Proposed && cx.now.since(copy.heard) >= patience * 2 {
+            self.joiner_lost(cx);
+            self.check_wishes(cx);
+            return;
+        }
+        let migration = copy.migration;
+        let (stage, progress) = (copy.stage, copy.progress);
+        let state = match stage {
+            Stage::Begun => None,
+            Stage::Copying => Some(MigrationState::Copying),
+            Stage::Root | Stage::SyncSent => Some(MigrationState::Verifying),
+            Stage::Synced | Stage::Proposed => Some(MigrationState::CuttingOver),
+        };
+        if stage == Stage::Proposed {
+            self.propose_promote(cx);
+        } else {
+            self.copy_more(cx);
+            self.advance_migration(cx);
+        }
+        if let Some(state) = state {
+            let command = Command::MigrationProgress { migration, state, progress };
+            self.propose(cx, "progress", command);
+        }
+    }
+
+    /// M10: a seal that lasts too long is given up: at once if nothing was proposed, by the map if
+    /// something was.
+    fn tick_seal(&mut self, cx: &mut Context<P>) {
+        let (segment, expect) = (self.segment, self.epoch());
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(Seal { at, released }) = primary.seal else { return };
+        if cx.now.since(at) < cx.settings.seal_timeout_ns {
+            return;
+        }
+        if primary.copy.is_some() || self.config.joining.is_some() {
+            if primary.abort.is_none() {
+                let reason = "the cut-over took too long".to_string();
+                primary.abort = Some((true, reason));
+            }
+            if !released {
+                primary.seal = None;
+            }
+            self.propose_abort(cx);
+        } else {
+            // The wish for a hand-over is taken back, with a new epoch.
+            let server = cx.me;
+            if !released {
+                primary.seal = None;
+            }
+            let command = Command::RequestTransfer { segment, expect, server };
+            self.propose(cx, "untransfer", command);
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! Primary: orders writes, and answers for them (W1–W6).
+//!
+//! Invariant: a client is told a write is done only when it is durable here and acknowledged by
+//! every required acker — the in-sync set, and a joiner in Sync — under the epoch that is durable
+//! here (W4). Nobody is left out of that before the map has committed it (W5). No two records in
+//! flight overlap, so that every replica may apply them in any order (W6).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use smallvec::SmallVec;
+
+use super::copying::Copying;
+use super::reading::{ReadState, Repair};
+use super::*;
+
+/// Who asked, and for what: where the reply goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asker {
+    pub client: ClientId,
+    pub session: Session,
+    pub op: OpId,
+}
+
+#[derive(Debug)]
+pub(super) struct InFlight<P> {
+    pub record: Record<P>,
+    /// Required ackers that have not acknowledged yet.
+    need: SmallVec<[ServerId; 4]>,
+    /// Durable here.
+    local: bool,
+    /// Committed, and kept only until everything before it is.
+    pub done: bool,
+    asker: Asker,
+    at: Tick,
+}
+
+/// A request that overlaps one in flight, or a repair, and waits for it.
+#[derive(Debug)]
+struct Held<P> {
+    asker: Asker,
+    body: RequestBody<P>,
+}
+
+/// A planned hand-over under way: no client request is taken (M9 d, S3b).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seal {
+    pub at: Tick,
+    /// Drained, and the leases given back: the change may be proposed, and from then on only the
+    /// map can end the seal.
+    pub released: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Primary<P> {
+    first: Seq,
+    in_flight: VecDeque<InFlight<P>>,
+    held: VecDeque<Held<P>>,
+    pub reads: BTreeMap<u64, ReadState>,
+    pub repairs: BTreeMap<u64, Repair>,
+    /// Until when each granter's promise may be used, by our clock (L2).
+    pub leases: BTreeMap<ServerId, Tick>,
+    /// Grants that were asked for before this are void.
+    pub leases_since: Tick,
+    /// Members whose stream is broken; they are waited for until the map has evicted them.
+    pub broken: BTreeSet<ServerId>,
+    pub seal: Option<Seal>,
+    pub copy: Option<Box<Copying<P>>>,
+    /// Why the migration under way is to end, until the map has ended it.
+    pub abort: Option<(bool, String)>,
+    /// When the migration last got on.
+    pub joiner_progress: Tick,
+    pub last_client_io: Tick,
+}
+
+impl<P> Primary<P> {
+    pub fn new(first: Seq, now: Tick) -> Self {
+        Primary {
+            first,
+            in_flight: VecDeque::new(),
+            held: VecDeque::new(),
+            reads: BTreeMap::new(),
+            repairs: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            leases_since: now,
+            broken: BTreeSet::new(),
+            seal: None,
+            copy: None,
+            abort: None,
+            joiner_progress: now,
+            last_client_io: Tick(0),
+        }
+    }
+
+    fn next(&self) -> Seq {
+        let len = u64::try_from(self.in_flight.len()).expect("a usize fits a u64");
+        Seq(self.first.0.saturating_add(len))
+    }
+
+    pub fn last_seq(&self) -> Seq {
+        Seq(self.next().0.saturating_sub(1))
+    }
+
+    /// Everything up to here is committed.
+    pub fn commit(&self) -> Seq {
+        Seq(self.first.0.saturating_sub(1))
+    }
+
+    pub fn tail(&self) -> BTreeMap<Seq, BlockRange> {
+        self.in_flight.iter().map(|f| (f.record.seq, f.record.range)).collect()
+    }
+
+    pub fn is_released(&self) -> bool {
+        self.seal.is_some_and(|s| s.released)
+    }
+
+    /// Whether `peer` is a joiner whose promise we may soon need (L1).
+    pub fn asks_lease_of(&self, peer: ServerId) -> bool {
+        self.copy.as_ref().is_some_and(|c| c.target == peer && c.is_synced())
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.in_flight.is_empty() && self.reads.is_empty() && self.repairs.is_empty()
+    }
+
+    /// Whether every write sequenced up to `seq` is committed.
+    pub fn committed_to(&self, seq: Seq) -> bool {
+        self.in_flight.iter().take_while(|f| f.record.seq <= seq).all(|f| f.done)
+    }
+
+    /// Whether a write in flight, or a repair, covers part of `range`.
+    pub fn is_busy(&self, range: BlockRange) -> bool {
+        self.in_flight.iter().any(|f| !f.done && f.record.range.overlaps(range))
+            || self.repairs.values().any(|r| r.range.overlaps(range))
+    }
+
+    fn overlaps_held(&self, range: BlockRange, is_write: bool) -> bool {
+        self.held.iter().any(|h| match &h.body {
+            RequestBody::Read { range: r } => is_write && r.overlaps(range),
+            RequestBody::Write { range: r, .. } | RequestBody::Zero { range: r } => {
+                r.overlaps(range)
+            }
+            RequestBody::Flush => false,
+        })
+    }
+
+    fn get(&mut self, seq: Seq) -> Option<&mut InFlight<P>> {
+        let at = usize::try_from(seq.0.checked_sub(self.first.0)?).ok()?;
+        self.in_flight.get_mut(at)
+    }
+
+    /// Stops waiting for `server`: the map has committed that nobody needs to.
+    pub fn drop_need(&mut self, server: ServerId) {
+        for f in &mut self.in_flight {
+            f.need.retain(|s| *s != server);
+        }
+    }
+
+    /// Tells every waiting client where to go, or to ask again.
+    pub fn send_clients_away(self, cx: &mut Context<P>, config: &SegmentConfig) {
+        let askers = (self.in_flight.iter().filter(|f| !f.done).map(|f| f.asker))
+            .chain(self.held.iter().map(|h| h.asker))
+            .chain(self.reads.values().map(|r| r.asker));
+        for asker in askers {
+            let body = if config.primary == cx.me {
+                ReplyBody::Retry { after_ns: cx.settings.retry_after_ns }
+            } else {
+                ReplyBody::Stale { config: config.clone() }
+            };
+            reply(cx, config.segment, asker, body);
+        }
+    }
+}
+
+pub(super) fn reply<P>(
+    cx: &mut Context<P>,
+    segment: SegmentId,
+    asker: Asker,
+    body: ReplyBody<P>,
+) {
+    let Asker { client, session, op } = asker;
+    let reply = ClientReply { op, segment, body };
+    cx.actions.push(Action::Reply { client, session, reply });
+}
+
+impl<P: Payload> Replica<P> {
+    /// A client's request, of its current session.
+    pub fn client_request(
+        &mut self,
+        cx: &mut Context<P>,
+        client: ClientId,
+        session: Session,
+        request: ClientRequest<P>,
+    ) {
+        let ClientRequest { op, segment: _, epoch, writer: _, body } = request;
+        let asker = Asker { client, session, op };
+        let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
+        let answer = match &self.phase {
+            Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
+            Phase::Primary(_) | Phase::Activating(_) if epoch < self.epoch() => {
+                Some(ReplyBody::Stale { config: self.config.clone() })
+            }
+            Phase::Activating(_) => Some(retry),
+            Phase::Primary(primary) => (primary.seal.is_some()
+                || primary.in_flight.len() + primary.held.len()
+                    >= cx.settings.inflight_records_max)
+                .then_some(retry),
+            Phase::Faulted if self.config.primary == cx.me && self.config.members.len() == 1 => {
+                Some(ReplyBody::IoError)
+            }
+            Phase::Idle | Phase::Backup(_) | Phase::Joiner(_) | Phase::Faulted => {
+                if epoch < self.epoch() && self.config.primary != cx.me {
+                    Some(ReplyBody::Stale { config: self.config.clone() })
+                } else {
+                    Some(retry)
+                }
+            }
+        };
+        if let Some(body) = answer {
+            reply(cx, self.segment, asker, body);
+            return;
+        }
+        let sound = match &body {
+            RequestBody::Read { range } | RequestBody::Zero { range } => {
+                range.fits(self.geometry.segment_blocks)
+            }
+            RequestBody::Write { range, data, sums } => {
+                range.fits(self.geometry.segment_blocks)
+                    && data.blocks() == range.count
+                    && !sums.contains(&crate::payload::ZERO_SUM)
+                    && crate::payload::verify(data, sums, self.segment, range.first)
+            }
+            RequestBody::Flush => true,
+        };
+        if !sound {
+            reply(cx, self.segment, asker, ReplyBody::Invalid);
+            return;
+        }
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        primary.last_client_io = cx.now;
+        self.admit(cx, asker, body);
+    }
+
+    /// Starts a request, or holds it back behind what it overlaps.
+    fn admit(&mut self, cx: &mut Context<P>, asker: Asker, body: RequestBody<P>) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let (range, is_write) = match &body {
+            RequestBody::Read { range } => (*range, false),
+            RequestBody::Write { range, .. } | RequestBody::Zero { range } => (*range, true),
+            RequestBody::Flush => (BlockRange::default(), true),
+        };
+        let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
+            primary.is_busy(range) || primary.overlaps_held(range, is_write)
+        } else {
+            false
+        };
+        if wait {
+            primary.held.push_back(Held { asker, body });
+            return;
+        }
+        match body {
+            RequestBody::Read { range } => self.start_read(cx, asker, range),
+            RequestBody::Write { range, data, sums } => {
+                self.sequence(cx, asker, range, Change::Write { data, sums });
+            }
+            RequestBody::Zero { range } => self.sequence(cx, asker, range, Change::Zero),
+            RequestBody::Flush => self.sequence(cx, asker, range, Change::Flush),
+        }
+    }
+
+    /// Requests held back are looked at again, in the order they came.
+    pub(super) fn admit_held(&mut self, cx: &mut Context<P>) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if primary.held.is_empty() {
+            return;
+        }
+        for Held { asker, body } in std::mem::take(&mut primary.held) {
+            // C3, at sequencing time: the client may have come back by another connection.
+            let current = cx.sessions.get(&asker.client).is_none_or(|s| *s <= asker.session);
+            if current || !cx.holds(Mutant::C3NoSessionCheck) {
+                self.admit(cx, asker, body);
+            }
+        }
+    }
+
+    /// W2: the next record.
+    fn sequence(
+        &mut self,
+        cx: &mut Context<P>,
+        asker: Asker,
+        range: BlockRange,
+        change: Change<P>,
+    ) {
+        let others: SmallVec<[ServerId; 4]> =
+            self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).collect();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let seq = primary.next();
+        let commit = primary.commit();
+        let record = Record { seq, range, change };
+        let mut need = others;
+        let mut forward = false;
+        if let Some(copy) = &primary.copy {
+            if copy.is_acker() {
+                need.push(copy.target);
+            } else {
+                forward = true;
+            }
+        }
+        let broken = primary.broken.clone();
+        primary.in_flight.push_back(InFlight {
+            record: record.clone(),
+            need: need.clone(),
+            local: false,
+            done: false,
+            asker,
+            at: cx.now,
+        });
+        for peer in need {
+            if broken.contains(&peer) {
+                continue;
+            }
+            let record = record.clone();
+            let message = self.message(PeerBody::Replicate { commit, record });
+            cx.send(peer, message);
+        }
+        if forward {
+            self.forward(cx, &record);
+        }
+        self.store_change(cx, range, record.change, Pending::OwnRecord(seq));
+        if !cx.holds(Mutant::W5DropBeforeEvicted) {
+            self.drop_broken_early();
+        }
+    }
+
+    fn drop_broken_early(&mut self) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        for server in primary.broken.clone() {
+            primary.drop_need(server);
+        }
+    }
+
+    pub(super) fn on_own_record(&mut self, cx: &mut Context<P>, seq: Seq) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if let Some(f) = primary.get(seq) {
+            f.local = true;
+            self.try_commit(cx, seq);
+        }
+    }
+
+    pub(super) fn on_record_ack(&mut self, cx: &mut Context<P>, peer: ServerId, seq: Seq) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if let Some(f) = primary.get(seq) {
+            f.need.retain(|s| *s != peer);
+            self.try_commit(cx, seq);
+        }
+    }
+
+    /// W4 for one record, and for FLUSHes that waited for it.
+    fn try_commit(&mut self, cx: &mut Context<P>, seq: Seq) {
+        if self.commit_one(cx, seq) {
+            self.pop_committed(cx);
+            self.admit_held(cx);
+            self.advance_migration(cx);
+        }
+    }
+
+    /// W4 for everything in flight: the required ackers, or the epoch, have changed.
+    pub(super) fn settle(&mut self, cx: &mut Context<P>) {
+        let Phase::Primary(primary) = &self.phase else { return };
+        let (first, next) = (primary.first.0, primary.next().0);
+        for seq in first..next {
+            self.commit_one(cx, Seq(seq));
+        }
+        self.pop_committed(cx);
+        self.admit_held(cx);
+        self.advance_migration(cx);
+    }
+
+    fn commit_one(&mut self, cx: &mut Context<P>, seq: Seq) -> bool {
+        let durable = self.is_durable();
+        let segment = self.segment;
+        let Phase::Primary(primary) = &mut self.phase else { return false };
+        let is_first = seq == primary.first;
+        let Some(f) = primary.get(seq) else { return false };
+        let acked = f.need.is_empty() || !cx.settings.holds(Mutant::W4AckBeforeAll);
+        // A FLUSH is done when all before it is: it waits to become the first.
+        let in_turn = is_first || !matches!(f.record.change, Change::Flush);
+        if f.done || !f.local || !acked || !durable || !in_turn {
+            return false;
+        }
+        f.done = true;
+        f.need.clear();
+        // The buffer is free from here on; only its place is kept.
+        f.record.change = Change::Flush;
+        let asker = f.asker;
+        reply(cx, segment, asker, ReplyBody::Done);
+        true
+    }
+
+    fn pop_committed(&mut self, cx: &mut Context<P>) {
+        loop {
+            let Phase::Primary(primary) = &mut self.phase else { return };
+            while primary.in_flight.front().is_some_and(|f| f.done) {
+                primary.in_flight.pop_front();
+                primary.first = primary.first.next();
+            }
+            let first = primary.first;
+            if !self.commit_one(cx, first) {
+                return;
+            }
+        }
+    }
+
+    /// A member's, or the joiner's, stream is broken: it is evicted, and waited for until then.
+    pub(super) fn peer_lost(&mut self, cx: &mut Context<P>, peer: ServerId) {
+        let is_member = self.config.is_member(peer);
+        if let Phase::Primary(primary) = &mut self.phase {
+            if is_member {
+                primary.broken.insert(peer);
+            }
+            if primary.copy.as_ref().is_some_and(|c| c.target == peer) {
+                self.joiner_lost(cx);
+            }
+        }
+        if is_member && matches!(self.phase, Phase::Primary(_) | Phase::Activating(_)) {
+            self.propose_evict(cx, peer);
+        }
+        if !cx.holds(Mutant::W5DropBeforeEvicted) {
+            self.drop_broken_early();
+            self.settle(cx);
+        }
+    }
+
+    /// E4: whether this primary may go on under the config it has just adopted. Only if no member
+    /// is new to it, but for the joiner whose stream it has already started.
+    pub(super) fn may_go_on(&self, cx: &Context<P>, old: &SegmentConfig) -> bool {
+        let Phase::Primary(primary) = &self.phase else { return false };
+        let own_life = self.config.primary_incarnation() == Some(cx.incarnation);
+        own_life
+            && self.config.members.iter().all(|m| {
+                old.members.contains(m)
+                    || primary
+                        .copy
+                        .as_ref()
+                        .is_some_and(|c| c.target == m.server && c.was_proposed())
+            })
+    }
+
+    /// E4: the same primary in a newer epoch. Who left is not waited for any more; what is not
+    /// acknowledged goes out again under the new epoch, in order.
+    pub(super) fn go_on_in_place(&mut self, cx: &mut Context<P>, old: &SegmentConfig) {
+        let config = self.config.clone();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        primary.seal = None;
+        primary.abort = None;
+        primary.joiner_progress = cx.now;
+        for m in &old.members {
+            if !config.is_member(m.server) {
+                primary.drop_need(m.server);
+                primary.leases.remove(&m.server);
+                primary.broken.remove(&m.server);
+            }
+        }
+        if let Some(copy) = primary.copy.take() {
+            if !config.is_member(copy.target) {
+                primary.drop_need(copy.target);
+                primary.leases.remove(&copy.target);
+            } else if copy.is_broken() {
+                primary.broken.insert(copy.target);
+            }
+        }
+        self.pause_us = 0;
+        let commit = primary.commit();
+        let mut messages = Vec::new();
+        for peer in config.members.iter().map(|m| m.server).filter(|&s| s != cx.me) {
+            if primary.broken.contains(&peer) {
+                continue;
+            }
+            messages.push((peer, PeerBody::Continue { config: config.clone() }));
+            for f in primary.in_flight.iter().filter(|f| !f.done && f.need.contains(&peer)) {
+                let record = f.record.clone();
+                messages.push((peer, PeerBody::Replicate { commit, record }));
+            }
+        }
+        for (peer, body) in messages {
+            let message = self.message(body);
+            cx.send(peer, message);
+        }
+        self.settle(cx);
+        self.report_active(cx);
+        self.check_wishes(cx);
+    }
+
+    pub(super) fn tick_primary(&mut self, cx: &mut Context<P>) {
+        let me = cx.me;
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        // W5: who has been silent for too long, and whose connection is gone.
+        let mut lost: Vec<(ServerId, bool)> = Vec::new();
+        for m in self.config.members.iter().filter(|m| m.server != me) {
+            if !cx.links.up.contains_key(&m.server) {
+                lost.push((m.server, false));
+            }
+        }
+        for f in primary.in_flight.iter().filter(|f| !f.done) {
+            if cx.now.since(f.at) >= cx.settings.ack_timeout_ns {
+                lost.extend(f.need.iter().map(|&s| (s, true)));
+            }
+        }
+        lost.sort_unstable();
+        lost.dedup();
+        for (peer, slow) in lost {
+            let Phase::Primary(primary) = &self.phase else { return };
+            let is_new = !primary.broken.contains(&peer);
+            if slow && is_new && self.config.is_member(peer) {
+                cx.report(Report::SlowPeer { segment: self.segment, peer });
+            }
+            self.peer_lost(cx, peer);
+        }
+        if self.config.active < self.epoch() {
+            self.report_active(cx);
+        }
+        self.tick_repairs(cx);
+        self.tick_migration(cx);
+    }
+
+    /// Stops taking requests; those held back are told to come again.
+    pub(super) fn seal(&mut self, cx: &mut Context<P>) {
+        let segment = self.segment;
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if primary.seal.is_some() {
+            return;
+        }
+        primary.seal = Some(Seal { at: cx.now, released: false });
+        for held in std::mem::take(&mut primary.held) {
+            let body = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
+            reply(cx, segment, held.asker, body);
+        }
+    }
+
+    /// L5: once drained, gives the leases back. True when that is done.
+    pub(super) fn release_if_drained(&mut self, cx: &mut Context<P>) -> bool {
+        let Phase::Primary(primary) = &mut self.phase else { return false };
+        let Some(seal) = &mut primary.seal else { return false };
+        let Seal { at, released } = *seal;
+        if released {
+            return true;
+        }
+        if !primary.is_drained() {
+            return false;
+        }
+        primary.seal = Some(Seal { at, released: true });
+        primary.leases.clear();
+        primary.leases_since = cx.now.after(1);
+        let commit = primary.commit();
+        let joiner = primary.copy.as_ref().map(|c| c.target);
+        let sealed_ns = cx.now.since(at);
+        let peers = self.config.members.iter().map(|m| m.server).chain(joiner);
+        for peer in peers.filter(|&s| s != cx.me).collect::<Vec<_>>() {
+            let message = self.message(PeerBody::LeaseRelease { commit, sealed_ns });
+            cx.send(peer, message);
+        }
+        true
+    }
+
+    /// L1: whether every required granter's promise still holds.
+    pub(super) fn has_lease(&self, cx: &Context<P>) -> bool {
+        let Phase::Primary(primary) = &self.phase else { return false };
+        if primary.is_released() {
+            return false;
+        }
+        let held = |s: ServerId| primary.leases.get(&s).is_some_and(|&until| cx.now < until);
+        let members = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
+        let joiner = primary.copy.as_ref().filter(|c| c.was_proposed()).map(|c| c.target);
+        let joiner = joiner.filter(|_| cx.holds(Mutant::L1JoinerNotGranter));
+        members.chain(joiner).all(held)
+    }
+
+    /// A peer has promised, in answer to a request of ours sent at `sent`.
+    pub fn granted(&mut self, cx: &Context<P>, by: ServerId, sent: Tick, epoch: Epoch) {
+        let current = epoch == self.epoch();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        if !current || sent < primary.leases_since || sent > cx.now {
+            return;
+        }
+        // L2: our clock may be slower than the granter's.
+        let until = sent.after(cx.settings.lease_ns / 100 * 85);
+        let lease = primary.leases.entry(by).or_insert(until);
+        *lease = until.max(*lease);
+    }
+}

@@ -1,0 +1,181 @@
+//! Reading at the primary (R1–R3), and the repair of what does not match its checksum.
+//!
+//! Invariant: a reply carries data that matched its checksums and was read before the lease was
+//! looked at (R2). A block that does not match is replaced by a member's that does, or the read
+//! fails; it is never served (R3).
+
+use super::primary::{Asker, reply};
+use super::*;
+
+/// A client's read under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadState {
+    pub asker: Asker,
+    range: BlockRange,
+}
+
+/// What a repair was for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum After {
+    Read(u64),
+    /// The chunk goes back to the list; the next attempt will read it whole.
+    Chunk(CopySession, u32),
+}
+
+/// A run of blocks being replaced by another member's. Writes to it wait.
+#[derive(Clone, Debug)]
+pub(super) struct Repair {
+    pub range: BlockRange,
+    after: After,
+    /// Members still to be asked.
+    left: Vec<ServerId>,
+    asked: Option<(ServerId, Tick)>,
+}
+
+/// The first run of neighbours in an ordered list of blocks.
+fn first_run(blocks: &[u32]) -> Option<BlockRange> {
+    let first = *blocks.first()?;
+    let more = blocks.iter().zip(first..).take_while(|(b, want)| *b == want).count();
+    Some(BlockRange::new(first, u32::try_from(more).ok()?))
+}
+
+impl<P: Payload> Replica<P> {
+    pub(super) fn start_read(&mut self, cx: &mut Context<P>, asker: Asker, range: BlockRange) {
+        let id = self.unique();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        primary.reads.insert(id, ReadState { asker, range });
+        self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(id));
+    }
+
+    pub(super) fn on_client_read(
+        &mut self,
+        cx: &mut Context<P>,
+        id: u64,
+        result: StoreResult<P>,
+    ) {
+        let leased = self.has_lease(cx) || !cx.holds(Mutant::R2NoLease);
+        let usable = leased && self.is_durable();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(read) = primary.reads.remove(&id) else { return };
+        let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
+        let body = match result {
+            StoreResult::Data { data, sums } if usable => ReplyBody::Data { data, sums },
+            StoreResult::Data { .. } => retry,
+            StoreResult::BadBlocks { blocks } => {
+                let Some(range) = first_run(&blocks) else { return };
+                if primary.is_busy(range) {
+                    // A write is replacing the block as we speak.
+                    reply(cx, self.segment, read.asker, retry);
+                    return;
+                }
+                primary.reads.insert(id, read);
+                self.start_repair(cx, range, After::Read(id));
+                return;
+            }
+            StoreResult::Done
+            | StoreResult::Checks { .. }
+            | StoreResult::Failed { .. }
+            | StoreResult::NoSpace => ReplyBody::IoError,
+        };
+        reply(cx, self.segment, read.asker, body);
+        self.advance_migration(cx);
+    }
+
+    pub(super) fn start_repair(&mut self, cx: &mut Context<P>, range: BlockRange, after: After) {
+        let id = self.unique();
+        let left: Vec<ServerId> =
+            self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).collect();
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        primary.repairs.insert(id, Repair { range, after, left, asked: None });
+        self.ask_next(cx, id);
+    }
+
+    /// Asks the next member for good blocks, or gives up.
+    fn ask_next(&mut self, cx: &mut Context<P>, id: u64) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(repair) = primary.repairs.get_mut(&id) else { return };
+        let range = repair.range;
+        if let Some(peer) = repair.left.pop() {
+            repair.asked = Some((peer, cx.now));
+            let message = self.message(PeerBody::Fetch { id, range, raw: false });
+            cx.send(peer, message);
+            return;
+        }
+        let after = repair.after;
+        primary.repairs.remove(&id);
+        let blocks = range.blocks().collect();
+        cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: false });
+        match after {
+            After::Read(read) => {
+                if let Some(read) = primary.reads.remove(&read) {
+                    reply(cx, self.segment, read.asker, ReplyBody::IoError);
+                }
+            }
+            After::Chunk(session, chunk) => self.chunk_unreadable(cx, session, chunk),
+        }
+        self.admit_held(cx);
+    }
+
+    /// A member's blocks have come, for a fix (F2) or for a repair.
+    pub(super) fn on_fetched(
+        &mut self,
+        cx: &mut Context<P>,
+        peer: ServerId,
+        id: u64,
+        content: Option<(P, Sums)>,
+    ) {
+        let Phase::Primary(primary) = &mut self.phase else {
+            self.fix_fetched(cx, peer, id, content);
+            return;
+        };
+        let Some(repair) = primary.repairs.get_mut(&id) else { return };
+        if repair.asked.is_none_or(|(asked, _)| asked != peer) {
+            return;
+        }
+        repair.asked = None;
+        let range = repair.range;
+        match content {
+            Some((data, sums))
+                if data.blocks() == range.count
+                    && crate::payload::verify(&data, &sums, self.segment, range.first) =>
+            {
+                let request = StoreRequest::Write { range, data, sums };
+                self.store(cx, request, Pending::Repair(id));
+            }
+            Some(_) | None => self.ask_next(cx, id),
+        }
+    }
+
+    /// Good blocks stand where the bad ones stood: what needed them goes on.
+    pub(super) fn on_repaired(&mut self, cx: &mut Context<P>, id: u64) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Some(repair) = primary.repairs.remove(&id) else { return };
+        let blocks = repair.range.blocks().collect();
+        cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: true });
+        match repair.after {
+            After::Read(read) => {
+                if let Some(read_state) = primary.reads.get(&read) {
+                    let range = read_state.range;
+                    self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(read));
+                }
+            }
+            After::Chunk(session, chunk) => self.chunk_again(cx, session, chunk),
+        }
+        self.admit_held(cx);
+    }
+
+    /// Members that do not answer a repair are passed over.
+    pub(super) fn tick_repairs(&mut self, cx: &mut Context<P>) {
+        let Phase::Primary(primary) = &mut self.phase else { return };
+        let patience = cx.settings.ack_timeout_ns;
+        let late: Vec<u64> = primary
+            .repairs
+            .iter()
+            .filter(|(_, r)| r.asked.is_some_and(|(_, at)| cx.now.since(at) >= patience))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.ask_next(cx, id);
+        }
+    }
+}

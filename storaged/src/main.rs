@@ -1,0 +1,2 @@
+//! storaged
+fn main() {}

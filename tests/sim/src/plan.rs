@@ -1,0 +1,195 @@
+//! Plan: what one seed is made of: how large the world is, how fast, and which faults strike it.
+//!
+//! Swarm mode: each seed takes a random subset of the faults at random rates, because faults hide
+//! each other (a world that crashes all the time never gets as far as a promotion).
+
+use smt::config::MS;
+use smt::{Geometry, Mutant, Settings};
+
+use crate::rng::Rng;
+
+/// Microseconds in nanoseconds.
+pub const US: u64 = 1_000;
+
+/// The faults of the nemesis, each with how often it is chosen (0: never in this seed).
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// kill -9.
+    pub kill: u32,
+    /// Power cut: what was not synced is kept or lost block by block.
+    pub power_cut: u32,
+    /// SIGSTOP for a while.
+    pub pause: u32,
+    /// A connection is reset, with a part of its bytes still to come.
+    pub reset: u32,
+    /// A connection stalls, is given up, and what stood in it comes after its successor's.
+    pub stall: u32,
+    /// A path or a whole server is blocked for a while, one way or both.
+    pub partition: u32,
+    /// A client is cut from a server.
+    pub client_partition: u32,
+    /// A client dies, and another one takes its blocks over.
+    pub client_crash: u32,
+    /// Consensus commits nothing for a while.
+    pub outage: u32,
+    /// A server hears of the map late.
+    pub lag: u32,
+    /// A wrong proposal to replace a member or the primary (S9), of any server.
+    pub suspicion: u32,
+    /// A migration between servers chosen at random.
+    pub migration: u32,
+    /// A running migration is given up.
+    pub abort: u32,
+    /// A wish to hand the primary over.
+    pub transfer: u32,
+    /// A device operation fails.
+    pub io_error: u32,
+    /// A block at rest is damaged.
+    pub rot: u32,
+    /// A server's disk is slow for a while.
+    pub slow_disk: u32,
+    /// The primary is cut off, and a backup restarted and elected at once (L3, L4, R2).
+    pub usurp: u32,
+}
+
+/// Everything a seed decides before its world starts.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub servers: usize,
+    pub clients: usize,
+    pub segments: u32,
+    pub replicas: u8,
+    pub geometry: Geometry,
+    pub settings: Settings,
+    pub faults: Faults,
+    /// Typical time between two faults.
+    pub fault_every_ns: u64,
+    pub latency_ns: u64,
+    pub disk_ns: u64,
+    pub commit_ns: u64,
+    pub push_ns: u64,
+    pub tick_ns: u64,
+    /// How far clocks may run wrong.
+    pub drift_ppm: u32,
+    /// How late bytes of a closed connection may come.
+    pub residue_ns: u64,
+    /// Probability that a proposal, or its way to the log, is lost.
+    pub lost_proposal_ppm: u32,
+    /// Probability that a member is cut off while a Promote is under way.
+    pub cut_at_promote_ppm: u32,
+    /// Probability that the old primary crashes right after a Promote.
+    pub crash_after_promote_ppm: u32,
+    /// Operations of one client at once.
+    pub inflight_max: usize,
+    pub think_ns: u64,
+    /// Blocks in a row that one client owns.
+    pub run_blocks: u64,
+    /// Blocks of the volume most operations fall on.
+    pub hot_blocks: u64,
+    /// Out of 16 operations, how many write.
+    pub writes_of_16: u64,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn of_seed(seed: u64, mutant: Option<Mutant>) -> Plan {
+        let mut rng = Rng::new(seed);
+        let r = &mut rng;
+        let replicas = if r.below(3) == 0 { 2 } else { 3 };
+        let servers = r.range(if replicas == 2 { 3 } else { 4 }, 5);
+        let latency_ns = r.range(60, 400) * US;
+        let lease_ns = r.range(40, 80) * MS;
+        let settings = Settings {
+            lease_ns,
+            lease_renew_ns: lease_ns / 5,
+            ack_timeout_ns: lease_ns,
+            suspect_ns: lease_ns * r.range(8, 16) / 10,
+            suspect_closed_ns: r.range(5, 20) * MS,
+            propose_retry_ns: r.range(20, 40) * MS,
+            seal_timeout_ns: r.range(30, 60) * MS,
+            joiner_timeout_ns: lease_ns * 6,
+            retry_after_ns: MS,
+            copy_window: r.range_u32(1, 4),
+            forward_backlog_blocks_max: 64,
+            inflight_records_max: 64,
+            chunk_attempts_max: 3,
+            forget_grace_ns: r.range(50, 300) * MS,
+            mutant,
+            boot_grace_ns: lease_ns,
+            ..Settings::default()
+        };
+        let mut faults = Faults::default();
+        let Faults {
+            kill,
+            power_cut,
+            pause,
+            reset,
+            stall,
+            partition,
+            client_partition,
+            client_crash,
+            outage,
+            lag,
+            suspicion,
+            migration,
+            abort,
+            transfer,
+            io_error,
+            rot,
+            slow_disk,
+            usurp,
+        } = &mut faults;
+        for (weight, typical) in [
+            (kill, 10),
+            (power_cut, 10),
+            (pause, 6),
+            (reset, 6),
+            (stall, 10),
+            (partition, 8),
+            (client_partition, 4),
+            (client_crash, 2),
+            (outage, 3),
+            (lag, 6),
+            (suspicion, 8),
+            (migration, 20),
+            (abort, 2),
+            (transfer, 5),
+            (io_error, 1),
+            (rot, 4),
+            (slow_disk, 3),
+            (usurp, 5),
+        ] {
+            if r.below(100) < 62 {
+                *weight = typical * r.range_u32(1, 4);
+            }
+        }
+        let targeted = |r: &mut Rng| if r.coin() { r.range_u32(100_000, 700_000) } else { 0 };
+        Plan {
+            seed,
+            servers: usize::try_from(servers).expect("a handful"),
+            clients: usize::try_from(r.range(2, 3)).expect("a handful"),
+            segments: r.range_u32(2, 3),
+            replicas,
+            geometry: Geometry { segment_blocks: 16, chunk_blocks: 4, region_blocks: 8 },
+            settings,
+            fault_every_ns: r.range(8, 40) * MS,
+            latency_ns,
+            disk_ns: r.range(30, 200) * US,
+            commit_ns: r.range(200, 3_000) * US,
+            push_ns: r.range(100, 3_000) * US,
+            tick_ns: r.range(5, 10) * MS,
+            drift_ppm: if r.below(4) == 0 { 50_000 } else { r.range_u32(0, 50_000) },
+            residue_ns: if r.coin() { r.range(1, 100) * MS } else { 0 },
+            lost_proposal_ppm: if r.coin() { r.range_u32(0, 300_000) } else { 0 },
+            cut_at_promote_ppm: targeted(r),
+            crash_after_promote_ppm: targeted(r),
+            inflight_max: usize::try_from(r.range(1, 6)).expect("a handful"),
+            think_ns: r.range(300, 6_000) * US,
+            run_blocks: r.range(3, 6),
+            hot_blocks: r.range(6, 24),
+            writes_of_16: r.range(5, 12),
+            faults,
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! Client: a workload, the hands of one client's brain, and the history of what it saw.
+//!
+//! Invariant: a block is written by one client at a time, its owner; everybody reads everything.
+//! A client that crashes comes back as another one, with the same blocks; what it had under way
+//! may still happen, once, at any time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use smallvec::SmallVec;
+use smt::client::{Client, ClientAction, ClientEvent, OpResult, VolumeConfig, VolumeRequest};
+use smt::config::MS;
+use smt::map::SegmentConfig;
+use smt::message::{ClientReply, ClientRequest, RequestBody};
+use smt::{BLOCK_BYTES, ClientId, MapVersion, OpId, SegmentId, ServerId, Session, Tick};
+
+use super::consensus::Consensus;
+use super::{What, World};
+use crate::network::{Packet, Side};
+use crate::oracle::history::WriteId;
+use crate::payload::Blocks;
+use crate::plan::Plan;
+
+/// How often a client looks at the clock, if nothing makes it look sooner.
+const TICK_NS: u64 = 20 * MS;
+
+/// A client wakes up no sooner than this, whatever it wants.
+const WAKE_MIN_NS: u64 = MS / 5;
+
+/// What the clients are doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Whatever comes to mind.
+    Work,
+    /// Only what was begun.
+    Finish,
+    /// Everybody reads everything once.
+    ReadAll,
+    Rest,
+}
+
+/// An operation, as its caller remembers it.
+#[derive(Debug)]
+enum Op {
+    Read { first: u64, invoked: u64 },
+    /// With the Hold it is under, if it is the second half of a read-modify-write.
+    Change { writes: Vec<WriteId>, under: Option<OpId> },
+    Flush,
+    /// A lock, to be granted, and the write that is to follow.
+    Hold { first: u64, count: u64 },
+}
+
+pub(super) struct ClientHost {
+    index: usize,
+    pub id: ClientId,
+    brain: Client<Blocks>,
+    pub connections: BTreeMap<ServerId, usize>,
+    sessions: BTreeMap<ServerId, Session>,
+    ops: BTreeMap<OpId, Op>,
+    next_op: u64,
+    next_value: u64,
+    stage: Stage,
+    /// The earliest wake-up that is scheduled.
+    wakes_at: u64,
+    /// It hears of the map late: nothing before this.
+    pub lag_until: u64,
+    /// Where each segment of the volume is.
+    segments: Vec<SegmentId>,
+}
+
+/// The attachment of a client that has just read the map.
+fn attach(plan: &Plan, consensus: &Consensus) -> Client<Blocks> {
+    let delta = consensus.delta(MapVersion(0));
+    let config = VolumeConfig {
+        volume: delta.volume,
+        version: delta.to,
+        size_blocks: delta.size_bytes.expect("nobody deletes the volume") / BLOCK_BYTES,
+        segment_blocks: plan.geometry.segment_blocks,
+        segments: delta.segments,
+    };
+    Client::new(config, plan.settings.clone())
+}
+
+impl ClientHost {
+    pub fn new(index: usize, plan: &Plan, consensus: &Consensus) -> ClientHost {
+        let mut configs: Vec<&SegmentConfig> = consensus.configs().collect();
+        configs.sort_by_key(|c| c.index);
+        ClientHost {
+            index,
+            id: ClientId(u64::try_from(index).expect("few clients") + 1),
+            brain: attach(plan, consensus),
+            connections: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            next_op: 0,
+            next_value: 0,
+            stage: Stage::Work,
+            wakes_at: u64::MAX,
+            lag_until: 0,
+            segments: configs.iter().map(|c| c.segment).collect(),
+        }
+    }
+
+    pub fn next_session(&mut self, server: ServerId) -> Session {
+        let session = self.sessions.entry(server).or_insert(Session(0));
+        *session = session.next();
+        *session
+    }
+
+    pub fn waits_for(&self) -> Option<(Option<SegmentId>, String)> {
+        let (op, what) = self.ops.iter().next()?;
+        let segment = match what {
+            Op::Change { writes, .. } => writes.first().map(|((segment, _), _)| *segment),
+            Op::Read { .. } | Op::Flush | Op::Hold { .. } => None,
+        };
+        Some((segment, format!("client {} waits for op {op}: {what:?}", self.index + 1)))
+    }
+}
+
+impl World {
+    pub(super) fn start_client(&mut self, client: usize) {
+        let place = self.hosts.len() + client;
+        for to in 0..self.hosts.len() {
+            let delay = self.rng.around(MS);
+            self.after(delay, What::Dial { from: place, to, life: 0 });
+        }
+        self.after(TICK_NS, What::ClientTick { client });
+        self.after(2 * MS, What::Think { client });
+    }
+
+    fn blocks(&self) -> u64 {
+        u64::from(self.plan.segments * self.plan.geometry.segment_blocks)
+    }
+
+    pub fn set_stage(&mut self, stage: Stage) {
+        for client in 0..self.clients.len() {
+            self.clients[client].stage = stage;
+            self.clients[client].lag_until = 0;
+            if stage == Stage::ReadAll {
+                let blocks = self.blocks();
+                let mut first = 0;
+                while first < blocks {
+                    let count = 4.min(blocks - first);
+                    self.read(client, first, count);
+                    first += count;
+                }
+            }
+        }
+    }
+
+    pub(super) fn think(&mut self, client: usize) {
+        let delay = self.rng.around(self.plan.think_ns);
+        self.after(delay, What::Think { client });
+        let c = &self.clients[client];
+        if c.stage != Stage::Work || c.ops.len() >= self.plan.inflight_max {
+            return;
+        }
+        let blocks = self.blocks();
+        let area = if self.rng.below(5) == 0 { blocks } else { self.plan.hot_blocks.min(blocks) };
+        let first = self.rng.below(area);
+        let count = if self.rng.coin() { 1 } else { self.rng.range(1, 5) };
+        if self.rng.below(16) >= self.plan.writes_of_16 {
+            self.read(client, first, count.min(blocks - first));
+            return;
+        }
+        // The run of ours that is nearest.
+        let run = self.plan.run_blocks;
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let mine = u64::try_from(client).expect("few clients");
+        let turn = first / run;
+        let turn = turn - turn % clients + mine;
+        let first = turn * run + first % run;
+        if first >= blocks {
+            return;
+        }
+        let count = count.min((turn + 1) * run - first).min(blocks - first);
+        match self.rng.below(20) {
+            0 => {
+                let op = self.next_op(client, Op::Flush);
+                self.tell(client, ClientEvent::Submit { op, request: VolumeRequest::Flush });
+            }
+            1..4 => {
+                let writes = self.remember(client, first, &vec![0; small(count)]);
+                let op = self.next_op(client, Op::Change { writes, under: None });
+                let request = VolumeRequest::Zero { first_block: first, count, under: None };
+                self.tell(client, ClientEvent::Submit { op, request });
+            }
+            4 => {
+                let op = self.next_op(client, Op::Hold { first, count });
+                let count = u32::try_from(count).expect("few blocks");
+                let request = VolumeRequest::Hold { first_block: first, count };
+                self.tell(client, ClientEvent::Submit { op, request });
+            }
+            _ => self.write(client, first, count, None),
+        }
+    }
+
+    fn next_op(&mut self, client: usize, op: Op) -> OpId {
+        let c = &mut self.clients[client];
+        c.next_op += 1;
+        let id = OpId(c.next_op);
+        c.ops.insert(id, op);
+        id
+    }
+
+    fn read(&mut self, client: usize, first: u64, count: u64) {
+        let invoked = self.history.stamp();
+        let op = self.next_op(client, Op::Read { first, invoked });
+        let count = u32::try_from(count).expect("few blocks");
+        let request = VolumeRequest::Read { first_block: first, count };
+        self.tell(client, ClientEvent::Submit { op, request });
+    }
+
+    /// Writes contents nobody wrote before; now and then zeroes, as data.
+    fn write(&mut self, client: usize, first: u64, count: u64, under: Option<OpId>) {
+        let zeroes = self.rng.below(16) == 0;
+        let c = &mut self.clients[client];
+        let mine = u64::try_from(client).expect("few clients") + 1;
+        let data: SmallVec<[u64; 4]> = (0..count)
+            .map(|_| {
+                c.next_value += 1;
+                if zeroes { 0 } else { mine << 32 | c.next_value }
+            })
+            .collect();
+        let writes = self.remember(client, first, &data);
+        let op = self.next_op(client, Op::Change { writes, under });
+        let request = VolumeRequest::Write { first_block: first, data: Blocks(data), under };
+        self.tell(client, ClientEvent::Submit { op, request });
+    }
+
+    fn place(&self, client: usize, block: u64) -> (SegmentId, u32) {
+        let per = u64::from(self.plan.geometry.segment_blocks);
+        let segment = self.clients[client].segments[small(block / per)];
+        (segment, u32::try_from(block % per).expect("within a segment"))
+    }
+
+    fn remember(&mut self, client: usize, first: u64, contents: &[u64]) -> Vec<WriteId> {
+        let id = self.clients[client].id;
+        let mut writes = Vec::with_capacity(contents.len());
+        for (block, &content) in (first..).zip(contents) {
+            let place = self.place(client, block);
+            writes.push(self.history.submit_write(id, place, content));
+        }
+        writes
+    }
+
+    /// Gives the brain of a client an event, and does what it asks for.
+    fn tell(&mut self, client: usize, event: ClientEvent<Blocks>) {
+        let mut events = VecDeque::from([event]);
+        let mut actions = Vec::new();
+        while let Some(event) = events.pop_front() {
+            let now = Tick(self.now);
+            self.clients[client].brain.handle(now, event, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    ClientAction::Send { server, session, request } => {
+                        self.client_sends(client, server, session, request);
+                    }
+                    ClientAction::Complete { op, result } => {
+                        if let Some(release) = self.completed(client, op, result) {
+                            events.push_back(release);
+                        }
+                    }
+                    ClientAction::Granted { op } => {
+                        let held = self.clients[client].ops.get(&op);
+                        if let Some(&Op::Hold { first, count }) = held {
+                            self.write(client, first, count, Some(op));
+                        }
+                    }
+                    ClientAction::Pull => {
+                        // The answer comes in line with the pushes, and starts from nothing.
+                        self.consensus.told[client] = MapVersion(0);
+                        self.send_delta(client);
+                    }
+                }
+            }
+        }
+        if let Some(Tick(at)) = self.clients[client].brain.next_wakeup() {
+            let at = at.max(self.now + WAKE_MIN_NS);
+            if at < self.clients[client].wakes_at {
+                self.clients[client].wakes_at = at;
+                self.at(at, What::Wake { client });
+            }
+        }
+    }
+
+    fn client_sends(
+        &mut self,
+        client: usize,
+        server: ServerId,
+        session: Session,
+        request: ClientRequest<Blocks>,
+    ) {
+        let c = &self.clients[client];
+        if c.sessions.get(&server) != Some(&session) {
+            return;
+        }
+        let Some(&connection) = c.connections.get(&server) else { return };
+        let (id, op, segment) = (c.id, request.op, request.segment);
+        match &request.body {
+            RequestBody::Write { range, data, sums: _ } => {
+                let contents = range.blocks().zip(data.0.iter().copied());
+                self.history.sent(id, op, segment, contents);
+            }
+            RequestBody::Zero { range } => {
+                self.history.sent(id, op, segment, range.blocks().map(|b| (b, 0)));
+            }
+            RequestBody::Read { .. } | RequestBody::Flush => {}
+        }
+        self.send(connection, Side::Acceptor, Packet::Request(request));
+    }
+
+    /// An operation ended. What ends with it, if it was under a Hold.
+    fn completed(
+        &mut self,
+        client: usize,
+        op: OpId,
+        result: OpResult<Blocks>,
+    ) -> Option<ClientEvent<Blocks>> {
+        let was = self.clients[client].ops.remove(&op)?;
+        if self.trace.is_on() {
+            self.say(None, || format!("c{} op {op} {was:?}: {result:?}", client + 1));
+        }
+        let is_failed = matches!(result, OpResult::Failed(_));
+        let counts = &mut self.counts;
+        *(if is_failed { &mut counts.ops_failed } else { &mut counts.ops_done }) += 1;
+        match (was, result) {
+            (Op::Read { first, invoked }, OpResult::Data(pieces)) => {
+                let contents = pieces.iter().flat_map(|p| p.0.iter().copied());
+                for (block, content) in (first..).zip(contents) {
+                    let place = self.place(client, block);
+                    self.history.read(place, content, invoked);
+                }
+                None
+            }
+            (Op::Change { writes, under }, result) => {
+                if matches!(result, OpResult::Done) {
+                    for write in writes {
+                        self.history.responded(write);
+                    }
+                }
+                let hold = under?;
+                self.clients[client].ops.remove(&hold);
+                Some(ClientEvent::Release { op: hold })
+            }
+            (Op::Read { .. } | Op::Flush | Op::Hold { .. }, _) => None,
+        }
+    }
+
+    pub(super) fn client_tick(&mut self, client: usize) {
+        self.tell(client, ClientEvent::Tick);
+        self.after(TICK_NS, What::ClientTick { client });
+    }
+
+    pub(super) fn wake(&mut self, client: usize) {
+        self.clients[client].wakes_at = u64::MAX;
+        self.tell(client, ClientEvent::Tick);
+    }
+
+    pub(super) fn client_link_up(&mut self, client: usize, server: ServerId, session: Session) {
+        self.tell(client, ClientEvent::LinkUp { server, session });
+    }
+
+    pub(super) fn client_link_down(&mut self, client: usize, server: ServerId, session: Session) {
+        self.tell(client, ClientEvent::LinkDown { server, session });
+    }
+
+    pub(super) fn client_reply(
+        &mut self,
+        client: usize,
+        server: ServerId,
+        session: Session,
+        reply: ClientReply<Blocks>,
+    ) {
+        self.tell(client, ClientEvent::Reply { server, session, reply });
+    }
+
+    /// Sends a client the news of the map; some get lost, and it has to ask.
+    pub(super) fn send_delta(&mut self, client: usize) {
+        let delta = self.consensus.delta(self.consensus.told[client]);
+        self.consensus.told[client] = delta.to;
+        if self.at_war && self.rng.below(50) == 0 {
+            return;
+        }
+        self.consensus.deltas[client].push_back(delta);
+        let delay = self.rng.around(self.plan.push_ns * 2);
+        self.after(delay, What::Delta { client });
+    }
+
+    pub(super) fn deliver_delta(&mut self, client: usize) {
+        if self.clients[client].lag_until > self.now {
+            let at = self.clients[client].lag_until + self.rng.below(MS);
+            self.at(at, What::Delta { client });
+            return;
+        }
+        if let Some(delta) = self.consensus.deltas[client].pop_front() {
+            self.tell(client, ClientEvent::Delta(delta));
+        }
+    }
+
+    /// A client process dies, and another takes its place. What it had sent may still arrive.
+    pub(super) fn replace_client(&mut self, client: usize) {
+        let place = self.hosts.len() + client;
+        self.cut_off(place, self.plan.latency_ns);
+        let brain = attach(&self.plan, &self.consensus);
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let c = &mut self.clients[client];
+        let old = c.id;
+        c.id = ClientId(old.0 + clients);
+        c.brain = brain;
+        c.ops.clear();
+        c.connections.clear();
+        c.sessions.clear();
+        let id = c.id;
+        self.consensus.told[client] = self.consensus.version();
+        self.consensus.deltas[client].clear();
+        self.say(None, || format!("c{old} dies, c{id} takes its place"));
+        for to in 0..self.hosts.len() {
+            let delay = self.rng.around(MS);
+            self.after(delay, What::Dial { from: place, to, life: 0 });
+        }
+    }
+}
+
+fn small(n: u64) -> usize {
+    usize::try_from(n).expect("a few blocks")
+}

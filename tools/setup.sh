@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building (`build`) or testing (`test`) needs and this machine
+# lacks. Never removes or downgrades anything.
+set -euo pipefail
+
+what=${1:?usage: tools/setup.sh build|test}
+packages=(libclang-dev clang make pkg-config g++)
+if [ "$what" = test ]; then
+    packages+=(libnbd-bin nbdfuse python3-libnbd nbdkit fio qemu-utils xfsprogs e2fsprogs iproute2 iptables util-linux)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "setup: installing ${missing[*]}"
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    export DEBIAN_FRONTEND=noninteractive
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends --no-remove "${missing[@]}" >/dev/null
+fi
+command -v cargo >/dev/null || { echo "setup: cargo is missing: install Rust 1.95 or later (https://rustup.rs)" >&2; exit 1; }
