@@ -30,8 +30,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim", &["smt"]),
 ];
 
-/// Arrows of tests, which ship nothing. The root's own tests run the simulator's pinned seeds.
-const TEST_ARROWS: &[(&str, &[&str])] = &[("petrel", &["sim"])];
+/// Arrows of tests, which ship nothing.
+const TEST_ARROWS: &[(&str, &[&str])] = &[
+    // The root's own tests run the simulator's pinned seeds.
+    ("petrel", &["sim"]),
+    // The bridge's tests stand in for the servers behind it, whose language is smt's wire format.
+    ("nbd-bridge", &["smt"]),
+];
 
 /// A file of the checkout: its path from the root, and its text.
 struct Source {

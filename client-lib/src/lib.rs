@@ -18,9 +18,7 @@ mod volume;
 
 pub use control::{ControlError, VolumeSummary};
 pub use data::Data;
-pub use driver::{
-    ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState,
-};
+pub use driver::{ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState};
 pub use error::{ConnectError, VolumeError};
 pub use reactor::{Buffer, SharedBuffer};
 pub use volume::{Cluster, Opening, Operation, Volume};

@@ -9,9 +9,10 @@ nbdinfo "$URI" | sed 's/^/    /'
 echo "--- 256 MiB in and out"
 head -c 268435456 /dev/urandom >"$WORK/random"
 nbdcopy --flush "$WORK/random" "$URI"
-nbdcopy "$URI" - | head -c 268435456 | cmp - "$WORK/random"
+nbdcopy "$URI" "$WORK/back"
+cmp -n 268435456 "$WORK/back" "$WORK/random"
 echo "ok: nbdcopy in and out is equal"
-rm "$WORK/random"
+rm "$WORK/random" "$WORK/back"
 
 for check in "/usr/bin/python3 $here/conf-libnbd.py" "bash $here/libnbd-tools.sh" \
     "bash $here/qemu-tools.sh" "bash $here/fio-verify.sh"; do

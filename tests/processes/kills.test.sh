@@ -22,6 +22,7 @@ victims="$supervisor $(pgrep -f "$DIR/server-" || true) $(pgrep -f "nbd-bridge.*
 kill -9 $victims
 sleep 1
 start
-nbdcopy "$URI" - | head -c 67108864 | cmp - "$WORK/random"
+nbdcopy "$URI" "$WORK/back"
+cmp -n 67108864 "$WORK/back" "$WORK/random"
 echo "ok: every flushed byte is there after kill -9 of the whole cluster"
 wait_until 120 "every segment is whole again" all_healthy

@@ -11,8 +11,8 @@ mod http;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use reactor::Waker;
 
-pub(crate) use document::{MapDocument, ServerAddress};
 pub use document::VolumeSummary;
+pub(crate) use document::{MapDocument, ServerAddress};
 use http::Http;
 
 use crate::error::ConnectError;
@@ -21,14 +21,20 @@ use crate::error::ConnectError;
 #[derive(Clone, Debug)]
 enum Question {
     /// The map of the volume of this name; `attachment` comes back with the answer.
-    Map { attachment: usize, name: String },
+    Map {
+        attachment: usize,
+        name: String,
+    },
     Volumes,
 }
 
 /// What comes back.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Map { attachment: usize, result: Result<MapDocument, ControlError> },
+    Map {
+        attachment: usize,
+        result: Result<MapDocument, ControlError>,
+    },
     Volumes(Result<Vec<VolumeSummary>, ControlError>),
 }
 
@@ -65,9 +71,10 @@ impl Control {
         let serve = move || {
             for question in asked {
                 let answer = match question {
-                    Question::Map { attachment, name } => {
-                        Answer::Map { attachment, result: http.map(&name) }
-                    }
+                    Question::Map { attachment, name } => Answer::Map {
+                        attachment,
+                        result: http.map(&name),
+                    },
                     Question::Volumes => Answer::Volumes(http.volumes()),
                 };
                 if given.send(answer).is_err() {
@@ -79,17 +86,27 @@ impl Control {
         std::thread::Builder::new()
             .name("petrel-map".to_owned())
             .spawn(serve)
-            .map_err(|source| ConnectError::Thread { what: "map", source })?;
+            .map_err(|source| ConnectError::Thread {
+                what: "map",
+                source,
+            })?;
         Ok(Control { questions, answers })
     }
 
     pub fn ask_map(&self, attachment: usize, name: &str) {
-        let question = Question::Map { attachment, name: name.to_owned() };
-        self.questions.send(question).expect("the thread lives as long as we ask");
+        let question = Question::Map {
+            attachment,
+            name: name.to_owned(),
+        };
+        self.questions
+            .send(question)
+            .expect("the thread lives as long as we ask");
     }
 
     pub fn ask_volumes(&self) {
-        self.questions.send(Question::Volumes).expect("the thread lives as long as we ask");
+        self.questions
+            .send(Question::Volumes)
+            .expect("the thread lives as long as we ask");
     }
 
     pub fn answer(&self) -> Option<Answer> {

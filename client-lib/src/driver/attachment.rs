@@ -6,11 +6,12 @@
 //! Leaves to others: byte ranges (`jobs`), connections (`links`), when to ask for the map.
 
 use std::collections::{HashMap, VecDeque};
+use std::slice;
 
 use reactor::Reactor;
-use smt::client::{Client, ClientAction, ClientError, ClientEvent, VolumeConfig};
-use smt::config::Settings;
+use smt::client::{Client, ClientAction, ClientError, ClientEvent, ClientSettings, VolumeConfig};
 use smt::ids::{BLOCK_BYTES, MapVersion, OpId, ServerId, Session, Tick, VolumeId};
+use smt::map::SegmentConfig;
 use smt::message::{ClientReply, ClientRequest, ReplyBody, VolumeDelta};
 use smt::wire::Message;
 
@@ -40,7 +41,10 @@ pub(super) struct Hands<'a> {
 
 #[derive(Debug)]
 enum Phase {
-    Opening { waiting: Vec<(u64, Request)>, last: Option<String> },
+    Opening {
+        waiting: Vec<(u64, Request)>,
+        last: Option<String>,
+    },
     Open(Box<Client<Data>>),
     Closed(VolumeError),
 }
@@ -49,14 +53,14 @@ enum Phase {
 pub(super) struct Attachment {
     pub(super) handle: VolumeHandle,
     pub name: String,
+    /// 0 until the map has told.
+    volume: VolumeId,
     phase: Phase,
     events: VecDeque<ClientEvent<Data>>,
     actions: Vec<ClientAction<Data>>,
     pub(super) jobs: HashMap<u64, Job>,
     pub(super) steps: HashMap<OpId, Step>,
     pub(super) last: u64,
-    /// Why nothing more can be done with the volume; told once what is under way has ended.
-    pub(super) ended: Option<VolumeError>,
     /// The brain has asked for the map, or a server's address is not known.
     pub wants_map: bool,
 }
@@ -75,11 +79,9 @@ impl From<ClientError> for VolumeError {
             ClientError::Io => VolumeError::Io,
             ClientError::Fenced => VolumeError::Fenced,
             ClientError::Gone => VolumeError::Gone,
-            // Judged before the brain was asked: the volume shrank meanwhile.
-            ClientError::OutOfRange => {
-                VolumeError::OutOfRange { offset_bytes: 0, length_bytes: 0, size_bytes: 0 }
-            }
-            ClientError::Invalid => VolumeError::Invalid,
+            // We judged it before the brain did; so it is no range that the caller asked for.
+            ClientError::OutOfRange | ClientError::Invalid => VolumeError::Invalid,
+            ClientError::ReadOnly => VolumeError::ReadOnly,
         }
     }
 }
@@ -95,13 +97,16 @@ impl Attachment {
         Attachment {
             handle,
             name: name.to_owned(),
-            phase: Phase::Opening { waiting: Vec::new(), last: None },
+            volume: VolumeId(0),
+            phase: Phase::Opening {
+                waiting: Vec::new(),
+                last: None,
+            },
             events: VecDeque::new(),
             actions: Vec::new(),
             jobs: HashMap::new(),
             steps: HashMap::new(),
             last: 0,
-            ended: None,
             wants_map: false,
         }
     }
@@ -109,9 +114,9 @@ impl Attachment {
     pub fn state(&self) -> VolumeState {
         match &self.phase {
             Phase::Opening { waiting: _, last } => VolumeState::Opening { last: last.clone() },
-            Phase::Open(brain) => {
-                VolumeState::Open { size_bytes: brain.size_blocks() * BLOCK_BYTES }
-            }
+            Phase::Open(brain) => VolumeState::Open {
+                size_bytes: brain.size_blocks() * BLOCK_BYTES,
+            },
             Phase::Closed(error) => VolumeState::Closed(error.clone()),
         }
     }
@@ -125,7 +130,7 @@ impl Attachment {
 
     /// The volume's id and the version its map is known at, once it is open.
     pub fn known(&self) -> Option<(VolumeId, MapVersion)> {
-        self.brain().map(|brain| (brain.volume(), brain.version()))
+        self.brain().map(|brain| (self.volume, brain.version()))
     }
 
     /// Requests that have not ended.
@@ -139,18 +144,7 @@ impl Attachment {
 
     /// When a tick is wanted.
     pub fn next_wakeup(&self) -> Option<Tick> {
-        self.brain().and_then(Client::next_wakeup)
-    }
-
-    /// Servers that hold a part of the volume.
-    pub fn servers(&self) -> Vec<ServerId> {
-        let mut servers: Vec<ServerId> = (self.brain().into_iter())
-            .flat_map(Client::configs)
-            .flat_map(|config| config.members.iter().map(|m| m.server))
-            .collect();
-        servers.sort_unstable();
-        servers.dedup();
-        servers
+        self.brain().and_then(Client::next_wake)
     }
 
     /// The map has come: the first opens the volume, later ones are news like any other.
@@ -160,30 +154,46 @@ impl Attachment {
         up: impl Iterator<Item = (ServerId, Session)>,
         completions: &mut VecDeque<Completion>,
     ) {
-        let MapDocument { volume, size_bytes, version, .. } = document;
+        let MapDocument {
+            volume,
+            size_bytes,
+            version,
+            ..
+        } = document;
         match &mut self.phase {
             Phase::Closed(_) => {}
-            Phase::Open(brain) if brain.volume() != volume => {
+            Phase::Open(brain) if self.volume != volume => {
                 // Another volume goes by this name now: ours was deleted.
-                let (volume, to) = (brain.volume(), version.max(brain.version()));
-                self.tell(ClientEvent::Delta(gone(volume, to)));
+                let to = version.max(brain.version());
+                self.tell(ClientEvent::Delta(gone(self.volume, to)));
             }
             Phase::Open(_) => {
                 let (from, size_bytes) = (MapVersion(0), Some(size_bytes));
                 let segments = document.segments;
-                let delta = VolumeDelta { volume, from, to: version, size_bytes, segments };
+                let delta = VolumeDelta {
+                    volume,
+                    from,
+                    to: version,
+                    size_bytes,
+                    segments,
+                };
                 self.tell(ClientEvent::Delta(delta));
             }
             Phase::Opening { waiting, last } => {
-                let config = match config_of(document) {
-                    Ok(config) => config,
+                let brain = config_of(document).and_then(|config| {
+                    let settings = ClientSettings::default();
+                    Client::new(config, settings).map_err(|error| error.to_string())
+                });
+                let brain = match brain {
+                    Ok(brain) => Box::new(brain),
                     Err(why) => {
-                        *last = Some(why);
+                        *last = Some(format!("its map is no good: {why}"));
                         return;
                     }
                 };
                 let waiting = std::mem::take(waiting);
-                self.phase = Phase::Open(Box::new(Client::new(config, Settings::default())));
+                self.phase = Phase::Open(brain);
+                self.volume = volume;
                 for (server, session) in up {
                     self.tell(ClientEvent::LinkUp { server, session });
                 }
@@ -203,10 +213,16 @@ impl Attachment {
 
     /// Nobody waits for the map any more.
     pub fn abandon(&mut self, error: VolumeError, completions: &mut VecDeque<Completion>) {
-        let Phase::Opening { waiting, last: _ } = &mut self.phase else { return };
+        let Phase::Opening { waiting, last: _ } = &mut self.phase else {
+            return;
+        };
         for (token, _) in waiting.drain(..) {
             let (volume, result) = (self.handle, Err(error.clone()));
-            completions.push_back(Completion { volume, token, result });
+            completions.push_back(Completion {
+                volume,
+                token,
+                result,
+            });
         }
         self.wants_map = false;
         self.phase = Phase::Closed(error);
@@ -217,7 +233,11 @@ impl Attachment {
         self.abandon(VolumeError::Stopped, completions);
         for (_, job) in self.jobs.drain() {
             let (volume, result) = (self.handle, Err(VolumeError::Stopped));
-            completions.push_back(Completion { volume, token: job.token, result });
+            completions.push_back(Completion {
+                volume,
+                token: job.token,
+                result,
+            });
         }
         self.steps.clear();
         self.events.clear();
@@ -228,10 +248,15 @@ impl Attachment {
     pub fn unknown(&mut self, completions: &mut VecDeque<Completion>) {
         match &mut self.phase {
             Phase::Opening { .. } => {
-                self.abandon(VolumeError::Unknown { name: self.name.clone() }, completions);
+                self.abandon(
+                    VolumeError::Unknown {
+                        name: self.name.clone(),
+                    },
+                    completions,
+                );
             }
             Phase::Open(brain) => {
-                let delta = gone(brain.volume(), brain.version());
+                let delta = gone(self.volume, brain.version());
                 self.tell(ClientEvent::Delta(delta));
             }
             Phase::Closed(_) => {}
@@ -245,6 +270,14 @@ impl Attachment {
         }
     }
 
+    /// Has connections kept up to whoever holds a part of the volume, backups too: one of them is
+    /// the next primary.
+    pub fn want_servers(&mut self, configs: &[SegmentConfig], links: &mut Links) {
+        for member in configs.iter().flat_map(|config| &config.members) {
+            self.wants_map |= !links.want(member.server);
+        }
+    }
+
     /// A server's answer to one of this volume's requests.
     pub fn on_reply(
         &mut self,
@@ -255,13 +288,19 @@ impl Attachment {
         links: &mut Links,
     ) {
         if let ReplyBody::Stale { config } = &reply.body {
-            for member in &config.members {
-                self.wants_map |= !links.want(member.server);
-            }
+            self.want_servers(slice::from_ref(config), links);
         }
-        let ClientReply { op: _, segment, body } = reply;
+        let ClientReply {
+            op: _,
+            segment,
+            body,
+        } = reply;
         let reply = ClientReply { op, segment, body };
-        self.tell(ClientEvent::Reply { server, session, reply });
+        self.tell(ClientEvent::Reply {
+            server,
+            session,
+            reply,
+        });
     }
 
     /// Starts a request, or keeps it until the volume is open.
@@ -278,28 +317,33 @@ impl Attachment {
             Phase::Closed(error) => error.clone(),
         };
         let (volume, result) = (self.handle, Err(error));
-        completions.push_back(Completion { volume, token, result });
+        completions.push_back(Completion {
+            volume,
+            token,
+            result,
+        });
     }
 
     /// Lets the brain take what was put before it, and does what it asks for.
     pub fn pump(&mut self, hands: &mut Hands<'_>) {
         while let Some(event) = self.events.pop_front() {
-            let Phase::Open(brain) = &mut self.phase else { return };
-            if let ClientEvent::Delta(delta) = &event
-                && delta.size_bytes.is_none()
-                && delta.volume == brain.volume()
-                && delta.to >= brain.version()
-            {
-                self.ended.get_or_insert(VolumeError::Gone);
-            }
+            let Phase::Open(brain) = &mut self.phase else {
+                return;
+            };
             let mut actions = std::mem::take(&mut self.actions);
             brain.handle(tick(hands.now), event, &mut actions);
             for action in actions.drain(..) {
                 match action {
-                    ClientAction::Send { server, session, request } => {
+                    ClientAction::Send {
+                        server,
+                        session,
+                        request,
+                    } => {
                         let request = self.numbered(request);
                         let message = Message::Request(request);
-                        hands.links.send(hands.reactor, server, session, message, hands.now);
+                        hands
+                            .links
+                            .send(hands.reactor, server, session, message, hands.now);
                     }
                     ClientAction::Complete { op, result } => {
                         self.on_complete(op, result, hands.completions);
@@ -310,40 +354,68 @@ impl Attachment {
             }
             self.actions = actions;
         }
-        if self.jobs.is_empty()
-            && let Some(error) = self.ended.clone()
-        {
-            self.phase = Phase::Closed(error);
+        // A brain that is dead has ended everything, and does nothing more.
+        if let Some(error) = self.brain().and_then(Client::dead) {
+            self.phase = Phase::Closed(VolumeError::from(error));
         }
     }
 
     fn numbered(&self, request: ClientRequest<Data>) -> ClientRequest<Data> {
-        let ClientRequest { op, segment, epoch, writer, body } = request;
-        assert!(op.0 >> REQUEST_BITS == 0, "request number {op} leaves no room for the volume's");
+        let ClientRequest {
+            op,
+            segment,
+            epoch,
+            writer,
+            body,
+        } = request;
+        assert!(
+            op.0 >> REQUEST_BITS == 0,
+            "request number {op} leaves no room for the volume's"
+        );
         let handle = u64::try_from(self.handle.0).expect("a usize fits a u64");
         let op = OpId(op.0 | handle << REQUEST_BITS);
-        ClientRequest { op, segment, epoch, writer, body }
+        ClientRequest {
+            op,
+            segment,
+            epoch,
+            writer,
+            body,
+        }
     }
 }
 
 fn gone(volume: VolumeId, to: MapVersion) -> VolumeDelta {
-    VolumeDelta { volume, from: MapVersion(0), to, size_bytes: None, segments: Vec::new() }
+    VolumeDelta {
+        volume,
+        from: MapVersion(0),
+        to,
+        size_bytes: None,
+        segments: Vec::new(),
+    }
 }
 
-/// The volume as its map says, if the map is whole.
+/// The volume as its map says.
 fn config_of(document: MapDocument) -> Result<VolumeConfig, String> {
-    let MapDocument { volume, size_bytes, segment_bytes, version, mut segments, .. } = document;
+    let MapDocument {
+        volume,
+        size_bytes,
+        segment_bytes,
+        version,
+        segments,
+        ..
+    } = document;
     let segment_blocks = u32::try_from(segment_bytes / BLOCK_BYTES)
         .ok()
         .filter(|blocks| *blocks > 0)
         .ok_or_else(|| format!("the map has segments of {segment_bytes} bytes"))?;
-    segments.sort_by_key(|config| config.index);
-    let named: Vec<u64> = segments.iter().map(|config| u64::from(config.index)).collect();
-    let wanted: Vec<u64> = (0..size_bytes.div_ceil(segment_bytes)).collect();
-    if named != wanted {
-        let (found, size) = (named.len(), wanted.len());
-        return Err(format!("the map has {found} segments, the volume {size}"));
-    }
     let size_blocks = size_bytes / BLOCK_BYTES;
-    Ok(VolumeConfig { volume, version, size_blocks, segment_blocks, segments })
+    Ok(VolumeConfig {
+        volume,
+        version,
+        size_blocks,
+        segment_blocks,
+        configs: segments,
+        writer: 0,
+        read_only: false,
+    })
 }

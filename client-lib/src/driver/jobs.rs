@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use reactor::{Buffer, SharedBuffer};
-use smt::client::{ClientError, ClientEvent, OpResult, VolumeRequest};
+use smt::client::{ClientEvent, OpResult, Runs, VolumeRequest};
 use smt::ids::OpId;
 
 use super::attachment::{Attachment, BLOCK, length};
@@ -39,14 +39,11 @@ pub(super) struct Job {
 pub(super) enum Step {
     /// A part, or all, of a job.
     Part { job: u64 },
-    /// The lock of a partial write's block. Not `granted`: it is waited for.
-    Hold { job: u64, edge: Edge, patch: Patch, granted: bool },
-    /// The old content of that block.
+    /// A partial write of one block: the lock, and in the end the write.
+    Hold { job: u64, edge: Edge, patch: Patch },
+    /// The old content of the block that is held.
     Fetch { hold: OpId },
-    /// Its new content.
-    Merged { hold: OpId },
 }
-
 
 impl Patch {
     fn apply(&self, edge: Edge, block: &mut [u8]) {
@@ -84,11 +81,25 @@ impl Attachment {
     ) {
         let job = self.number();
         let (wanted, pieces) = ((0, 0), Pieces::new());
-        self.jobs.insert(job, Job { token, open: 0, failed: None, wanted, pieces });
+        self.jobs.insert(
+            job,
+            Job {
+                token,
+                open: 0,
+                failed: None,
+                wanted,
+                pieces,
+            },
+        );
         let part = Step::Part { job };
         match request {
-            Request::Read { length_bytes: 0, .. } => {}
-            Request::Read { offset_bytes, length_bytes } => {
+            Request::Read {
+                length_bytes: 0, ..
+            } => {}
+            Request::Read {
+                offset_bytes,
+                length_bytes,
+            } => {
                 let (first_block, count) = touched(offset_bytes, length_bytes);
                 let skipped = index(offset_bytes) % BLOCK;
                 let count = u32::try_from(count).expect("judged: 16 TiB fit no memory");
@@ -105,15 +116,23 @@ impl Attachment {
                     let patch = Patch::Data(data.slice(from, from + edge.len_bytes));
                     self.hold(job, edge, patch);
                 }
-                if let Some(Whole { first, count, from_bytes }) = cut.whole {
+                if let Some(Whole {
+                    first,
+                    count,
+                    from_bytes,
+                }) = cut.whole
+                {
                     let (from, blocks) = (index(from_bytes), index(count));
                     let data = Data::new(data.slice(from, from + blocks * BLOCK));
                     let data = data.expect("a whole number of blocks");
                     let first_block = first;
-                    self.operate(part, VolumeRequest::Write { first_block, data, under: None });
+                    self.operate(part, VolumeRequest::Write { first_block, data });
                 }
             }
-            Request::Zero { offset_bytes, length_bytes } => {
+            Request::Zero {
+                offset_bytes,
+                length_bytes,
+            } => {
                 let cut = Cut::of(offset_bytes, length_bytes);
                 self.open(job, cut.parts());
                 for edge in cut.edges() {
@@ -121,7 +140,10 @@ impl Attachment {
                 }
                 self.zero(part, cut.whole);
             }
-            Request::Discard { offset_bytes, length_bytes } => {
+            Request::Discard {
+                offset_bytes,
+                length_bytes,
+            } => {
                 let whole = Cut::of(offset_bytes, length_bytes).whole;
                 self.open(job, usize::from(whole.is_some()));
                 self.zero(part, whole);
@@ -140,22 +162,40 @@ impl Attachment {
     }
 
     fn hold(&mut self, job: u64, edge: Edge, patch: Patch) {
-        let step = Step::Hold { job, edge, patch, granted: false };
-        self.operate(step, VolumeRequest::Hold { first_block: edge.block, count: 1 });
+        let step = Step::Hold { job, edge, patch };
+        self.operate(
+            step,
+            VolumeRequest::Hold {
+                first_block: edge.block,
+                count: 1,
+            },
+        );
     }
 
     fn zero(&mut self, part: Step, whole: Option<Whole>) {
-        if let Some(Whole { first: first_block, count, from_bytes: _ }) = whole {
-            self.operate(part, VolumeRequest::Zero { first_block, count, under: None });
+        if let Some(Whole {
+            first: first_block,
+            count,
+            from_bytes: _,
+        }) = whole
+        {
+            self.operate(part, VolumeRequest::Zero { first_block, count });
         }
     }
 
     /// A block's lock is ours: what is in the block?
     pub(super) fn on_granted(&mut self, hold: OpId) {
-        let Some(Step::Hold { edge, granted, .. }) = self.steps.get_mut(&hold) else { return };
-        *granted = true;
+        let Some(Step::Hold { edge, .. }) = self.steps.get(&hold) else {
+            return;
+        };
         let first_block = edge.block;
-        self.operate(Step::Fetch { hold }, VolumeRequest::Read { first_block, count: 1 });
+        self.operate(
+            Step::Fetch { hold },
+            VolumeRequest::Read {
+                first_block,
+                count: 1,
+            },
+        );
     }
 
     /// The brain has ended an operation.
@@ -165,76 +205,43 @@ impl Attachment {
         result: OpResult<Data>,
         completions: &mut VecDeque<Completion>,
     ) {
-        let over = match &result {
-            OpResult::Failed(error @ (ClientError::Gone | ClientError::Fenced)) => Some(*error),
-            OpResult::Failed(
-                ClientError::Io | ClientError::OutOfRange | ClientError::Invalid,
-            )
-            | OpResult::Done
-            | OpResult::Data(_) => None,
-        };
-        let Some(step) = self.steps.remove(&op) else { return };
-        match step {
-            Step::Part { job } => self.end_part(job, result, completions),
-            // A Hold ends by itself only when it is refused.
-            Step::Hold { job, .. } => self.end_part(job, result, completions),
-            Step::Fetch { hold } => self.merge(hold, result, completions),
-            Step::Merged { hold } => self.let_go(hold, result, completions),
-        }
-        if let Some(error) = over {
-            self.bury(error, completions);
+        match self.steps.remove(&op) {
+            Some(Step::Part { job } | Step::Hold { job, .. }) => {
+                self.end_part(job, result, completions);
+            }
+            Some(Step::Fetch { hold }) => self.merge(hold, result, completions),
+            None => {}
         }
     }
 
-    /// The old content of a held block is here: writes the new one.
+    /// The old content of a held block is here: the new one is written under the same lock.
     fn merge(
         &mut self,
         hold: OpId,
         result: OpResult<Data>,
         completions: &mut VecDeque<Completion>,
     ) {
-        let old = match result {
-            OpResult::Data(pieces) => pieces,
-            failed @ OpResult::Failed(_) => return self.let_go(hold, failed, completions),
-            OpResult::Done => unreachable!("the brain ends a read with data"),
+        // Ended already, if the volume is gone.
+        let Some(Step::Hold { job, edge, patch }) = self.steps.get(&hold) else {
+            return;
         };
-        let Some(Step::Hold { edge, patch, .. }) = self.steps.get(&hold) else { return };
-        let [old] = old.as_slice() else { unreachable!("one block is one piece") };
-        let mut block = Buffer::from_slice(old.bytes());
-        patch.apply(*edge, &mut block);
-        let data = Data::new(block.share()).expect("one block");
-        let (first_block, under) = (edge.block, Some(hold));
-        self.operate(Step::Merged { hold }, VolumeRequest::Write { first_block, data, under });
-    }
-
-    /// A held block is done with, well or not.
-    fn let_go(
-        &mut self,
-        hold: OpId,
-        result: OpResult<Data>,
-        completions: &mut VecDeque<Completion>,
-    ) {
-        let Some(Step::Hold { job, .. }) = self.steps.remove(&hold) else { return };
-        self.tell(ClientEvent::Release { op: hold });
-        self.end_part(job, result, completions);
-    }
-
-    /// The volume is gone or taken over: who still waits for a lock will not get it any more.
-    fn bury(&mut self, error: ClientError, completions: &mut VecDeque<Completion>) {
-        self.ended.get_or_insert(VolumeError::from(error));
-        let waiting: Vec<(OpId, u64)> = (self.steps.iter())
-            .filter_map(|(op, step)| match step {
-                Step::Hold { job, granted: false, .. } => Some((*op, *job)),
-                Step::Hold { granted: true, .. }
-                | Step::Part { .. }
-                | Step::Fetch { .. }
-                | Step::Merged { .. } => None,
-            })
-            .collect();
-        for (op, job) in waiting {
-            self.steps.remove(&op);
-            self.tell(ClientEvent::Release { op });
-            self.end_part(job, OpResult::Failed(error), completions);
+        match result {
+            OpResult::Data(runs) => {
+                let [(_, old)] = runs.as_slice() else {
+                    unreachable!("one block is one run")
+                };
+                let mut block = Buffer::from_slice(old.bytes());
+                patch.apply(*edge, &mut block);
+                let data = Data::new(block.share()).expect("one block");
+                self.tell(ClientEvent::Merged { op: hold, data });
+            }
+            OpResult::Failed(error) => {
+                let job = *job;
+                self.steps.remove(&hold);
+                self.tell(ClientEvent::Release { op: hold });
+                self.end_part(job, OpResult::Failed(error), completions);
+            }
+            OpResult::Done => unreachable!("a read ends with data"),
         }
     }
 
@@ -244,11 +251,13 @@ impl Attachment {
         result: OpResult<Data>,
         completions: &mut VecDeque<Completion>,
     ) {
-        let Some(state) = self.jobs.get_mut(&job) else { return };
+        let Some(state) = self.jobs.get_mut(&job) else {
+            return;
+        };
         state.open -= 1;
         match result {
             OpResult::Done => {}
-            OpResult::Data(pieces) => state.take(pieces),
+            OpResult::Data(runs) => state.take(runs),
             OpResult::Failed(error) => {
                 state.failed.get_or_insert(VolumeError::from(error));
             }
@@ -260,17 +269,29 @@ impl Attachment {
         if self.jobs.get(&job).is_none_or(|state| state.open > 0) {
             return;
         }
-        let Some(Job { token, failed, pieces, .. }) = self.jobs.remove(&job) else { return };
+        let Some(Job {
+            token,
+            failed,
+            pieces,
+            ..
+        }) = self.jobs.remove(&job)
+        else {
+            return;
+        };
         let (volume, result) = (self.handle, failed.map_or(Ok(pieces), Err));
-        completions.push_back(Completion { volume, token, result });
+        completions.push_back(Completion {
+            volume,
+            token,
+            result,
+        });
     }
 }
 
 impl Job {
     /// Keeps of a read's blocks what was asked for.
-    fn take(&mut self, blocks: Vec<Data>) {
+    fn take(&mut self, runs: Runs<Data>) {
         let (mut skip, mut left) = self.wanted;
-        for data in blocks {
+        for (_, data) in runs {
             let buffer = data.into_buffer();
             let end = buffer.len().min(skip + index(left));
             let piece = buffer.slice(skip, end);

@@ -24,9 +24,11 @@ const REDIAL_MAX: Duration = Duration::from_millis(500);
 const GREETING_MAX: Duration = Duration::from_secs(2);
 /// Silence after which a server that owes something is asked whether it is there.
 const SILENT_BEFORE_PROBE: Duration = Duration::from_secs(2);
-/// Silence after which it is not.
-const SILENT_MAX: Duration = Duration::from_secs(5);
-const _: () = assert!(SILENT_BEFORE_PROBE.as_millis() < SILENT_MAX.as_millis());
+/// Silence after which it is not. Doubled with each connection that ends so, because a server that
+/// holds requests back for a good reason must not be given them again and again.
+const SILENT_MIN: Duration = Duration::from_secs(5);
+const SILENT_MAX: Duration = Duration::from_secs(60);
+const _: () = assert!(SILENT_BEFORE_PROBE.as_millis() < SILENT_MIN.as_millis());
 
 /// Who we are, for the servers.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,8 @@ struct Link {
     /// When it last said something, or began to owe something.
     quiet_since: Duration,
     is_probed: bool,
+    /// How long a silence is borne.
+    patience: Duration,
 }
 
 /// What has to be done about a connection that is silent.
@@ -70,18 +74,25 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Where servers are. Connections that exist stay.
+    /// Where all the servers are. Connections that exist stay; who is not named is dialled no more
+    /// until somebody wants it again.
     pub fn learn(&mut self, servers: &[ServerAddress]) {
+        for (id, link) in &mut self.servers {
+            link.is_wanted &= servers.iter().any(|server| server.id == *id);
+        }
         for ServerAddress { id, address } in servers {
             let link = self.servers.entry(*id).or_insert_with(|| Link {
                 address: *address,
                 is_wanted: false,
                 session: Session(0),
-                state: State::Down { redial_at: Duration::ZERO },
+                state: State::Down {
+                    redial_at: Duration::ZERO,
+                },
                 backoff: REDIAL_MIN,
                 owed: 0,
                 quiet_since: Duration::ZERO,
                 is_probed: false,
+                patience: SILENT_MIN,
             });
             link.address = *address;
         }
@@ -119,7 +130,8 @@ impl Links {
                         Ok(stream) => {
                             link.session = link.session.next();
                             link.state = State::Greeting { stream, since: now };
-                            self.streams.insert(stream, (server, FrameReader::default()));
+                            self.streams
+                                .insert(stream, (server, FrameReader::default()));
                             let hello = link.hello(identity, server);
                             frames::send(reactor, stream, Message::Hello(hello));
                         }
@@ -135,7 +147,9 @@ impl Links {
 
     /// The server at the other end of a stream, and the reader of its messages, if it is ours.
     pub fn reader(&mut self, stream: StreamId) -> Option<(ServerId, &mut FrameReader)> {
-        self.streams.get_mut(&stream).map(|(server, reader)| (*server, reader))
+        self.streams
+            .get_mut(&stream)
+            .map(|(server, reader)| (*server, reader))
     }
 
     pub fn owns(&self, stream: StreamId) -> bool {
@@ -152,7 +166,13 @@ impl Links {
     ) -> Option<(ServerId, Session)> {
         let server = self.streams.get(&stream)?.0;
         let link = self.servers.get_mut(&server)?;
-        let State::Greeting { stream: greeting, since: _ } = link.state else { return None };
+        let State::Greeting {
+            stream: greeting,
+            since: _,
+        } = link.state
+        else {
+            return None;
+        };
         let is_ours = greeting == stream
             && hello.role == Role::Welcome
             && hello.cluster == identity.cluster
@@ -178,10 +198,12 @@ impl Links {
 
     /// Every connection that is up.
     pub fn up(&self) -> impl Iterator<Item = (ServerId, Session)> {
-        self.servers.iter().filter_map(|(server, link)| match link.state {
-            State::Up { .. } => Some((*server, link.session)),
-            State::Down { .. } | State::Greeting { .. } => None,
-        })
+        self.servers
+            .iter()
+            .filter_map(|(server, link)| match link.state {
+                State::Up { .. } => Some((*server, link.session)),
+                State::Down { .. } | State::Greeting { .. } => None,
+            })
     }
 
     /// Something came from this server.
@@ -190,6 +212,7 @@ impl Links {
             link.quiet_since = now;
             link.is_probed = false;
             if is_reply {
+                link.patience = SILENT_MIN;
                 link.owed = link.owed.saturating_sub(1);
             }
         }
@@ -205,8 +228,12 @@ impl Links {
         message: Message<Data>,
         now: Duration,
     ) {
-        let Some(link) = self.servers.get_mut(&server) else { return };
-        let State::Up { stream } = link.state else { return };
+        let Some(link) = self.servers.get_mut(&server) else {
+            return;
+        };
+        let State::Up { stream } = link.state else {
+            return;
+        };
         if link.session != session {
             return;
         }
@@ -228,7 +255,10 @@ impl Links {
                 link.go_down(now);
                 Some((server, link.session))
             }
-            State::Greeting { stream: current, since: _ } if current == stream => {
+            State::Greeting {
+                stream: current,
+                since: _,
+            } if current == stream => {
                 link.go_down(now);
                 None
             }
@@ -236,21 +266,33 @@ impl Links {
         }
     }
 
+    /// Nothing is asked of anybody any more. A server that answered one of several copies of a
+    /// request owes nothing.
+    pub fn settle(&mut self) {
+        self.servers.values_mut().for_each(|link| link.owed = 0);
+    }
+
     /// Servers that owe something and have been silent for too long.
     pub fn silent(&mut self, now: Duration) -> Vec<Silence> {
         let mut silent = Vec::new();
         for (&server, link) in &mut self.servers {
-            let State::Up { stream } = link.state else { continue };
+            let State::Up { stream } = link.state else {
+                continue;
+            };
             let quiet = now.saturating_sub(link.quiet_since);
             if link.owed == 0 {
                 continue;
             }
-            if quiet > SILENT_MAX {
-                tracing::warn!(%server, "cutting a connection: no sign of life");
+            if quiet > link.patience {
+                tracing::warn!(%server, ?quiet, "cutting a connection: no sign of life");
+                link.patience = (link.patience * 2).min(SILENT_MAX);
                 silent.push(Silence::Cut { stream });
             } else if quiet > SILENT_BEFORE_PROBE && !link.is_probed {
                 link.is_probed = true;
-                silent.push(Silence::Probe { server, session: link.session });
+                silent.push(Silence::Probe {
+                    server,
+                    session: link.session,
+                });
             }
         }
         silent
@@ -267,7 +309,9 @@ impl Links {
 
 impl Link {
     fn go_down(&mut self, now: Duration) {
-        self.state = State::Down { redial_at: now + self.backoff };
+        self.state = State::Down {
+            redial_at: now + self.backoff,
+        };
         self.backoff = (self.backoff * 2).min(REDIAL_MAX);
         self.owed = 0;
     }

@@ -26,7 +26,9 @@ impl<T> Slot<T> {
 
     fn give(&self, value: Option<T>) {
         let mut state = self.lock();
-        let State::Waiting(waker) = &mut *state else { return };
+        let State::Waiting(waker) = &mut *state else {
+            return;
+        };
         let waker = waker.take();
         *state = State::Given(value);
         drop(state);
@@ -47,7 +49,10 @@ pub(super) struct Taker<T>(Arc<Slot<T>>);
 
 pub(super) fn oneshot<T>() -> (Giver<T>, Taker<T>) {
     let state = Mutex::new(State::Waiting(None));
-    let slot = Arc::new(Slot { state, given: Condvar::new() });
+    let slot = Arc::new(Slot {
+        state,
+        given: Condvar::new(),
+    });
     (Giver(Arc::clone(&slot)), Taker(slot))
 }
 
@@ -83,7 +88,11 @@ impl<T> Taker<T> {
             match &mut *state {
                 State::Given(value) => return value.take(),
                 State::Waiting(_) => {
-                    state = self.0.given.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = self
+                        .0
+                        .given
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
@@ -106,9 +115,9 @@ mod tests {
     #[test]
     fn who_waits_hears_that_nothing_will_come() {
         let (giver, taker) = oneshot::<u8>();
-        let mut context = Context::from_waker(Waker::noop());
-        assert_eq!(taker.poll(&mut context), Poll::Pending);
+        let context = Context::from_waker(Waker::noop());
+        assert_eq!(taker.poll(&context), Poll::Pending);
         drop(giver);
-        assert_eq!(taker.poll(&mut context), Poll::Ready(None));
+        assert_eq!(taker.poll(&context), Poll::Ready(None));
     }
 }

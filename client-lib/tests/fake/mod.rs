@@ -70,7 +70,8 @@ struct State {
     faults: VecDeque<Fault>,
     seen: Vec<Seen>,
     connections: Vec<(ServerId, Arc<Mutex<TcpStream>>)>,
-    subscribers: Vec<(VolumeId, Arc<Mutex<TcpStream>>)>,
+    /// Who wants to hear of which volume from which server, and what it heard last.
+    subscribers: Vec<(ServerId, VolumeId, MapVersion, Arc<Mutex<TcpStream>>)>,
     /// Servers that take connections and nothing more.
     frozen: Vec<ServerId>,
     /// Whether HTTP answers.
@@ -87,7 +88,10 @@ pub struct Fake {
 
 impl Fake {
     pub fn start(servers: u64) -> Fake {
-        let state = Arc::new(Mutex::new(State { version: MapVersion(10), ..State::default() }));
+        let state = Arc::new(Mutex::new(State {
+            version: MapVersion(10),
+            ..State::default()
+        }));
         let mut addresses = Vec::new();
         for id in (1..=servers).map(ServerId) {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -115,13 +119,17 @@ impl Fake {
             let state = Arc::downgrade(&state);
             thread::spawn(move || {
                 while let Some(state) = state.upgrade() {
-                    heartbeat(&state);
+                    heartbeat(&state, false);
                     drop(state);
                     thread::sleep(Duration::from_millis(500));
                 }
             });
         }
-        Fake { state, servers: addresses, http }
+        Fake {
+            state,
+            servers: addresses,
+            http,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -156,7 +164,14 @@ impl Fake {
                 geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a good size"),
             })
             .collect();
-        state.volumes.insert(name.to_owned(), FakeVolume { id, size_bytes, segments });
+        state.volumes.insert(
+            name.to_owned(),
+            FakeVolume {
+                id,
+                size_bytes,
+                segments,
+            },
+        );
     }
 
     /// Deletes a volume and tells who has subscribed.
@@ -165,20 +180,25 @@ impl Fake {
         state.version = state.version.next();
         state.volumes.remove(name);
         drop(state);
-        heartbeat(&self.state);
+        heartbeat(&self.state, true);
     }
 
     /// Moves every segment of a volume to a new primary at a new epoch; tells subscribers or not.
     pub fn move_to(&self, name: &str, primary: ServerId, is_pushed: bool) {
         let mut state = self.state();
         state.version = state.version.next();
-        for config in &mut state.volumes.get_mut(name).expect("it was created").segments {
+        for config in &mut state
+            .volumes
+            .get_mut(name)
+            .expect("it was created")
+            .segments
+        {
             config.primary = primary;
             config.epoch = config.epoch.next();
         }
         drop(state);
         if is_pushed {
-            heartbeat(&self.state);
+            heartbeat(&self.state, true);
         }
     }
 
@@ -246,14 +266,26 @@ impl Fake {
     }
 }
 
-fn heartbeat(state: &Mutex<State>) {
+/// Tells subscribers that the servers live, and with `news` what has changed. Frozen ones say
+/// nothing.
+fn heartbeat(state: &Mutex<State>, news: bool) {
     let mut state = state.lock().expect("no holder panics");
     let subscribers = std::mem::take(&mut state.subscribers);
-    for (volume, stream) in subscribers {
-        let delta = delta(&state, volume);
-        let sent = send(&stream, Message::Delta(delta));
-        if sent {
-            state.subscribers.push((volume, stream));
+    for (server, volume, known, stream) in subscribers {
+        if state.frozen.contains(&server) {
+            continue;
+        }
+        let mut delta = delta(&state, volume);
+        if !news {
+            if delta.size_bytes.is_none() {
+                continue;
+            }
+            (delta.from, delta.to) = (known, known);
+            delta.segments.clear();
+        }
+        let known = delta.to;
+        if send(&stream, Message::Delta(delta)) {
+            state.subscribers.push((server, volume, known, stream));
         }
     }
 }
@@ -292,16 +324,33 @@ fn receive(stream: &mut TcpStream) -> Option<Message<Data>> {
 }
 
 fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
-    let out = Arc::new(Mutex::new(stream.try_clone().expect("descriptors are left")));
-    let Some(Message::Hello(hello)) = receive(&mut stream) else { return };
+    stream.set_nodelay(true).expect("it is a TCP socket");
+    let out = Arc::new(Mutex::new(
+        stream.try_clone().expect("descriptors are left"),
+    ));
+    let Some(Message::Hello(hello)) = receive(&mut stream) else {
+        return;
+    };
     if state.lock().expect("no holder panics").frozen.contains(&us) {
         thread::sleep(Duration::from_secs(60));
         return;
     }
-    assert_eq!((hello.role, hello.cluster, hello.to), (Role::Client, CLUSTER, us));
+    assert_eq!(
+        (hello.role, hello.cluster, hello.to),
+        (Role::Client, CLUSTER, us)
+    );
     let (client, session) = (ClientId(hello.id), Session(hello.connection));
-    let welcome = Hello { role: Role::Welcome, id: us.0, to: ServerId(0), ..hello };
-    state.lock().expect("no holder panics").connections.push((us, Arc::clone(&out)));
+    let welcome = Hello {
+        role: Role::Welcome,
+        id: us.0,
+        to: ServerId(0),
+        ..hello
+    };
+    state
+        .lock()
+        .expect("no holder panics")
+        .connections
+        .push((us, Arc::clone(&out)));
     send(&out, Message::Hello(welcome));
     while let Some(message) = receive(&mut stream) {
         let mut state = state.lock().expect("no holder panics");
@@ -311,8 +360,11 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
         match message {
             Message::Subscribe { volume, from: _ } => {
                 let delta = delta(&state, volume);
+                let known = delta.to;
                 send(&out, Message::Delta(delta));
-                state.subscribers.push((volume, Arc::clone(&out)));
+                state
+                    .subscribers
+                    .push((us, volume, known, Arc::clone(&out)));
             }
             Message::Request(request) => {
                 let (what, range) = match &request.body {
@@ -321,8 +373,19 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                     RequestBody::Zero { range } => ("zero", *range),
                     RequestBody::Flush => ("flush", BlockRange::default()),
                 };
-                let ClientRequest { op, segment, epoch, .. } = request;
-                let seen = Seen { server: us, client, session, op, segment, epoch, what, range };
+                let ClientRequest {
+                    op, segment, epoch, ..
+                } = request;
+                let seen = Seen {
+                    server: us,
+                    client,
+                    session,
+                    op,
+                    segment,
+                    epoch,
+                    what,
+                    range,
+                };
                 state.seen.push(seen);
                 let fault = match state.faults.front() {
                     Some(Fault::BadSum) if what != "read" => None,
@@ -334,7 +397,9 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                     return;
                 }
                 let mut body = match fault {
-                    Some(Fault::Retry) => ReplyBody::Retry { after_ns: 1_000_000 },
+                    Some(Fault::Retry) => ReplyBody::Retry {
+                        after_ns: 1_000_000,
+                    },
                     Some(Fault::IoError) => ReplyBody::IoError,
                     _ => judge(&mut state, us, request),
                 };
@@ -361,12 +426,20 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
 }
 
 fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> ReplyBody<Data> {
-    let ClientRequest { op: _, segment, epoch, writer: _, body } = request;
+    let ClientRequest {
+        op: _,
+        segment,
+        epoch,
+        writer: _,
+        body,
+    } = request;
     let version = state.version;
     let config = (state.volumes.values())
         .flat_map(|volume| &volume.segments)
         .find(|config| config.segment == segment);
-    let Some(config) = config.cloned() else { return ReplyBody::Gone { version } };
+    let Some(config) = config.cloned() else {
+        return ReplyBody::Gone { version };
+    };
     if config.primary != us || config.epoch != epoch {
         return ReplyBody::Stale { config };
     }
@@ -383,7 +456,11 @@ fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> Reply
             let sums = (0..range.count)
                 .zip(found)
                 .map(|(at, found)| {
-                    if found { data.sum(at, segment, range.first + at) } else { ZERO_SUM }
+                    if found {
+                        data.sum(at, segment, range.first + at)
+                    } else {
+                        ZERO_SUM
+                    }
                 })
                 .collect();
             ReplyBody::Data { data, sums }
@@ -408,6 +485,7 @@ fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> Reply
 }
 
 fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut stream: TcpStream) {
+    stream.set_nodelay(true).expect("it is a TCP socket");
     let mut lines = BufReader::new(stream.try_clone().expect("descriptors are left"));
     loop {
         let mut first = String::new();
@@ -427,8 +505,14 @@ fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut str
         };
         drop(state);
         let body = body.to_string();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
-        if stream.write_all(format!("{head}{body}").as_bytes()).is_err() {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        if stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .is_err()
+        {
             return;
         }
     }
@@ -455,7 +539,9 @@ fn document(
             .collect();
         return (200, serde_json::json!({ "volumes": list }));
     }
-    let name = route.strip_prefix("/v1/map/").and_then(|rest| rest.split('?').next());
+    let name = route
+        .strip_prefix("/v1/map/")
+        .and_then(|rest| rest.split('?').next());
     let volume = name.and_then(|name| state.volumes.get(name).map(|volume| (name, volume)));
     let Some((name, volume)) = volume else {
         return (404, serde_json::json!({ "title": "not found" }));

@@ -29,6 +29,7 @@ pub enum Command {
     /// S3. Makes a member primary; the old primary leaves the in-sync set.
     NewPrimary { segment: SegmentId, expect: Epoch, server: ServerId },
     /// The wish for S3b: the primary is to seal, drain and then propose `Transfer`. No new epoch.
+    /// Naming the primary itself takes an earlier wish back, with a new epoch.
     RequestTransfer { segment: SegmentId, expect: Epoch, server: ServerId },
     /// S3b, from a sealed and drained primary: the in-sync set stays as it is.
     Transfer { segment: SegmentId, expect: Epoch, server: ServerId },

@@ -12,6 +12,8 @@ use super::*;
 
 /// Blocks being made equal at once.
 const FIXES_AT_ONCE: usize = 8;
+/// How long a question may stay unanswered before it is asked again.
+const ASK_AGAIN_NS: u64 = 50 * crate::config::MS;
 /// A member that checks or fixes many blocks may take this many times the usual time.
 const COLLECT_PATIENCE: u64 = 15;
 
@@ -20,6 +22,7 @@ pub(super) struct Activation<P> {
     round: u64,
     step: Step<P>,
     step_since: Tick,
+    asked_at: Tick,
     max_seq: Seq,
     /// U of rule F2, growing while acks come in.
     ranges: Vec<BlockRange>,
@@ -110,15 +113,29 @@ impl<P: Payload> Replica<P> {
             round,
             step: Step::Adopting { acked: BTreeSet::new() },
             step_since: cx.now,
+            asked_at: cx.now,
             max_seq: self.last_seq,
             ranges: Vec::new(),
         }));
-        for peer in self.others(cx.me) {
+        self.ask_to_adopt(cx);
+        self.advance_activation(cx);
+    }
+
+    /// Asks, or asks again, who has not answered: a member may still have been making its file
+    /// when it was asked first. Being asked twice in a round does no harm, because the stream
+    /// starts behind it on the same connection.
+    fn ask_to_adopt(&mut self, cx: &mut Context<P>) {
+        let others = self.others(cx.me);
+        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Step::Adopting { acked } = &activation.step else { return };
+        let silent: Vec<ServerId> = others.into_iter().filter(|s| !acked.contains(s)).collect();
+        let round = activation.round;
+        activation.asked_at = cx.now;
+        for peer in silent {
             let config = self.config.clone();
             let message = self.message(PeerBody::Adopt { round, config });
             cx.send(peer, message);
         }
-        self.advance_activation(cx);
     }
 
     pub(super) fn on_adopt_ack(
@@ -461,6 +478,11 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn tick_activation(&mut self, cx: &mut Context<P>) {
+        if let Phase::Activating(activation) = &self.phase
+            && cx.now.since(activation.asked_at) >= ASK_AGAIN_NS
+        {
+            self.ask_to_adopt(cx);
+        }
         let Phase::Activating(activation) = &self.phase else { return };
         let waited = cx.now.since(activation.step_since);
         let usual = cx.settings.ack_timeout_ns;

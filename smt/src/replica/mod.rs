@@ -479,7 +479,7 @@ impl<P: Payload> Replica<P> {
             return;
         }
         let lives_on = !cx.holds(Mutant::F4ContinueEpoch) && self.config.primary == cx.me;
-        if !Self::is_mine(&self.config, cx) && !(lives_on && self.created) {
+        if !(Self::is_mine(&self.config, cx) || lives_on && self.created) {
             return;
         }
         self.unwanted_since = None;

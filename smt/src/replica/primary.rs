@@ -500,6 +500,8 @@ impl<P: Payload> Replica<P> {
                 lost.push((m.server, false));
             }
         }
+        // A broken stream is never taken up again, though its server may be back by now.
+        lost.extend(primary.broken.iter().map(|&s| (s, false)));
         for f in primary.in_flight.iter().filter(|f| !f.done) {
             if cx.now.since(f.at) >= cx.settings.ack_timeout_ns {
                 lost.extend(f.need.iter().map(|&s| (s, true)));

@@ -30,6 +30,8 @@ pub(super) struct Repair {
     /// Members still to be asked.
     left: Vec<ServerId>,
     asked: Option<(ServerId, Tick)>,
+    /// Somebody did not answer, and may have a good copy.
+    unheard: bool,
 }
 
 /// The first run of neighbours in an ordered list of blocks.
@@ -86,7 +88,7 @@ impl<P: Payload> Replica<P> {
         let left: Vec<ServerId> =
             self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).collect();
         let Phase::Primary(primary) = &mut self.phase else { return };
-        primary.repairs.insert(id, Repair { range, after, left, asked: None });
+        primary.repairs.insert(id, Repair { range, after, left, asked: None, unheard: false });
         self.ask_next(cx, id);
     }
 
@@ -101,14 +103,17 @@ impl<P: Payload> Replica<P> {
             cx.send(peer, message);
             return;
         }
-        let after = repair.after;
+        let (after, unheard) = (repair.after, repair.unheard);
         primary.repairs.remove(&id);
         let blocks = range.blocks().collect();
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: false });
         match after {
             After::Read(read) => {
                 if let Some(read) = primary.reads.remove(&read) {
-                    reply(cx, self.segment, read.asker, ReplyBody::IoError);
+                    // R3: only where all copies are known to be bad is it an error.
+                    let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
+                    let body = if unheard { retry } else { ReplyBody::IoError };
+                    reply(cx, self.segment, read.asker, body);
                 }
             }
             After::Chunk(session, chunk) => self.chunk_unreadable(cx, session, chunk),
@@ -175,6 +180,11 @@ impl<P: Payload> Replica<P> {
             .map(|(id, _)| *id)
             .collect();
         for id in late {
+            if let Phase::Primary(primary) = &mut self.phase
+                && let Some(repair) = primary.repairs.get_mut(&id)
+            {
+                repair.unheard = true;
+            }
             self.ask_next(cx, id);
         }
     }

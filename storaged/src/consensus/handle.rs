@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::storage::RaftStateMachine;
-use openraft::{Config, LogIdOptionExt, Raft, ServerState, Snapshot, SnapshotPolicy};
+use openraft::storage::{RaftLogStorage, RaftStateMachine};
+use openraft::{Config, LogIdOptionExt, Raft, RaftMetrics, ServerState, Snapshot, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use xxhash_rust::xxh3::xxh3_128;
@@ -20,7 +20,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::log_store::{LogClosed, LogStore};
 use super::machine::{Machine, Shared};
 use super::network::Links;
-use super::types::{Blob, Command, Peer, ServerId, SnapshotImage, TypeConfig, Vote, bytes_len};
+use super::types::{
+    Blob, Command, Peer, ServerId, SnapshotImage, StorageError, TypeConfig, Vote, bytes_len,
+};
 use super::wire::{self, ChunkAnswer, Request, Response, SnapshotChunk};
 use super::{
     COMMAND_BYTES_MAX, ConsensusConfig, ConsensusError, ProposeError, Role, StateMachine, Status,
@@ -81,11 +83,13 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             dir: log_dir.clone(),
             source,
         })?;
-        let store = LogStore::open(&log_dir, config.id)?;
+        let mut store = LogStore::open(&log_dir, config.id)?;
         let mut machine = Machine::open(&config.dir, state_machine)?;
         let stopped = |reason: String| ConsensusError::Stopped { reason };
 
-        let purged = store.last_purged().map_err(|error| stopped(error.to_string()))?;
+        let purged = store
+            .last_purged()
+            .map_err(|error| stopped(error.to_string()))?;
         let (restored, _) = machine
             .applied_state()
             .await
@@ -99,6 +103,10 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             });
         }
 
+        step_down(&mut store, config.id)
+            .await
+            .map_err(|error| stopped(error.to_string()))?;
+
         let log = store.closed();
         let shared = machine.shared();
         let links = Links {
@@ -106,6 +114,10 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             retry: Duration::from_millis(config.heartbeat_ms),
         };
         let raft = Raft::new(config.id, engine_config, links, store, machine)
+            .await
+            .map_err(|error| stopped(error.to_string()))?;
+        // Answered by the running engine: from here on its metrics tell what it is.
+        raft.with_raft_state(|_| ())
             .await
             .map_err(|error| stopped(error.to_string()))?;
         let inner = Inner {
@@ -165,6 +177,15 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                 "a command of {bytes} bytes, at most {COMMAND_BYTES_MAX} are taken"
             )));
         }
+        {
+            // A leader that restarted believes in itself until it hears of another, and one that
+            // was cut off goes on believing: taking a command would make its outcome unknown.
+            let metrics = self.inner.raft.metrics();
+            let metrics = metrics.borrow();
+            if metrics.state.is_leader() && !self.leads_with_quorum(&metrics) {
+                return Err(ProposeError::NotLeader { leader: None });
+            }
+        }
         let (command, appended) = Command::tracked(command);
         let written = timeout_at(deadline, self.inner.raft.client_write(command)).await;
         let entered = || appended.load(Ordering::Acquire);
@@ -175,7 +196,9 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                     let why = "leadership was lost before a majority had the command";
                     return Err(ProposeError::Unknown(why.into()));
                 }
-                let leader = to.leader_id.filter(|leader| *leader != self.inner.config.id);
+                let leader = to
+                    .leader_id
+                    .filter(|leader| *leader != self.inner.config.id);
                 Err(ProposeError::NotLeader { leader })
             }
             Ok(Err(RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_)))) => {
@@ -196,7 +219,9 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         match timeout_at(deadline, self.inner.raft.get_read_log_id()).await {
             Ok(Ok((read, _applied))) => Ok(read.index().unwrap_or(0)),
             Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {
-                let leader = to.leader_id.filter(|leader| *leader != self.inner.config.id);
+                let leader = to
+                    .leader_id
+                    .filter(|leader| *leader != self.inner.config.id);
                 Err(ProposeError::NotLeader { leader })
             }
             Ok(Err(RaftError::APIError(error @ CheckIsLeaderError::QuorumNotEnough(_)))) => {
@@ -225,7 +250,11 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<ServerId> = membership.voter_ids().collect();
         let learners = membership.learner_ids().collect();
-        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        let stopped = metrics
+            .running_state
+            .as_ref()
+            .err()
+            .map(ToString::to_string);
         let role = match (metrics.state, &stopped) {
             (_, Some(_)) | (ServerState::Shutdown, None) => Role::Stopped,
             (ServerState::Leader, None) => Role::Leader,
@@ -233,14 +262,10 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             (ServerState::Candidate, None) => Role::Candidate,
             (ServerState::Learner, None) => Role::Learner,
         };
-        let recent_ms = self.inner.config.election_max_ms;
         let has_quorum = match role {
-            Role::Leader => {
-                let alone = voters.len() == 1 && voters.contains(&metrics.id);
-                alone || metrics.millis_since_quorum_ack.is_some_and(|ms| ms < recent_ms)
-            }
+            Role::Leader => self.leads_with_quorum(&metrics),
             Role::Follower | Role::Learner => {
-                let recent = Duration::from_millis(recent_ms);
+                let recent = Duration::from_millis(self.inner.config.election_max_ms);
                 self.heard().is_some_and(|heard| {
                     metrics.current_leader == Some(heard.leader) && heard.at.elapsed() < recent
                 })
@@ -292,7 +317,8 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
     }
 
     /// Leaves the log and returns once its files are closed (or 10 s later, should a reader of
-    /// them not end). Other servers go on without this one.
+    /// them not end). Other servers go on without this one. To be called before the process
+    /// ends: RocksDB may abort when its threads outlive `main`.
     pub async fn shutdown(&self) {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::error!(%error, "the consensus task did not end cleanly");
@@ -369,7 +395,12 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             image_xxh3,
             bytes: Blob(bytes),
         } = chunk;
-        let mine = match self.inner.raft.with_raft_state(|state| *state.vote_ref()).await {
+        let mine = match self
+            .inner
+            .raft
+            .with_raft_state(|state| *state.vote_ref())
+            .await
+        {
             Ok(mine) => mine,
             Err(error) => return Response::Failed(error.to_string()),
         };
@@ -378,7 +409,11 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         }
         self.hear(vote.leader_id.node_id);
         let whole = {
-            let mut slot = self.inner.receiving.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slot = self
+                .inner
+                .receiving
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let begun = slot.take().filter(|begun| {
                 offset > 0 && begun.vote == vote && begun.snapshot_id == meta.snapshot_id
             });
@@ -413,16 +448,52 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         }
     }
 
+    /// Whether a majority answered this leader recently.
+    fn leads_with_quorum(&self, metrics: &RaftMetrics<ServerId, Peer>) -> bool {
+        let recent_ms = self.inner.config.election_max_ms;
+        let alone = metrics
+            .membership_config
+            .voter_ids()
+            .all(|id| id == metrics.id);
+        alone
+            || metrics
+                .millis_since_quorum_ack
+                .is_some_and(|ms| ms < recent_ms)
+    }
+
     fn hear(&self, leader: ServerId) {
         let heard = Heard {
             leader,
             at: Instant::now(),
         };
-        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
+        *self
+            .inner
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 
     fn heard(&self) -> Option<Heard> {
-        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .inner
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Turns a vote that this server won before it was restarted into one it merely cast.
+///
+/// openraft would resume leading at once, in the old term. But what was committed is known only
+/// up to a position saved now and then: a read barrier could answer with less than this server
+/// itself had answered. A leader of a new term first commits an entry behind everything.
+async fn step_down(store: &mut LogStore, id: ServerId) -> Result<(), StorageError> {
+    match store.read_vote().await? {
+        Some(vote) if vote.committed && vote.leader_id.node_id == id => {
+            let cast = Vote::new(vote.leader_id.term, id);
+            store.save_vote(&cast).await
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -446,7 +517,9 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
     } = config;
     let settings = |reason: String| ConsensusError::Settings { reason };
     if *heartbeat_ms == 0 || *request_timeout_ms == 0 || *snapshot_every == 0 {
-        return Err(settings("heartbeat, request time-out and snapshot interval must not be 0".into()));
+        return Err(settings(
+            "heartbeat, request time-out and snapshot interval must not be 0".into(),
+        ));
     }
     if election_min_ms >= election_max_ms {
         return Err(settings(format!(
@@ -454,7 +527,9 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
         )));
     }
     let lease_ms = lease_ms(config);
-    let random_min_ms = election_min_ms.saturating_sub(lease_ms).max(heartbeat_ms + 1);
+    let random_min_ms = election_min_ms
+        .saturating_sub(lease_ms)
+        .max(heartbeat_ms + 1);
     // A lease must outlast two lost heartbeats, which openraft sends every 1.5 intervals.
     if lease_ms < heartbeat_ms.saturating_mul(4) || random_min_ms >= lease_ms {
         return Err(settings(format!(
@@ -473,5 +548,7 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
         max_in_snapshot_log_to_keep: *keep_entries,
         ..Config::default()
     };
-    engine.validate().map_err(|error| settings(error.to_string()))
+    engine
+        .validate()
+        .map_err(|error| settings(error.to_string()))
 }

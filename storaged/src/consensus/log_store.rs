@@ -5,14 +5,17 @@
 //! never answered), and damage anywhere before it refuses to open: such a server must be wiped
 //! and added again under a new id.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "the error of openraft's storage traits; it is made once, and then the log stops"
+)]
+
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
 
-use crossbeam::channel::{self, Sender};
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AnyError, EntryPayload, OptionalSend, StorageIOError};
 use rocksdb::{
@@ -24,7 +27,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::ConsensusError;
-use super::log_thread::{self, LogOp, Unwritten};
+use super::log_thread::{LogOp, LogThread, Unwritten};
 use super::types::{Entry, LogId, ServerId, StorageError, TypeConfig, Vote};
 
 pub(super) const LOG_FAMILY: &str = "log";
@@ -49,7 +52,7 @@ const WAL_BYTES_MAX: u64 = 32 << 20;
 /// openraft's log and vote, on disk.
 pub struct LogStore {
     reader: LogReader,
-    ops: Sender<LogOp>,
+    thread: LogThread,
     committed: Option<LogId>,
 }
 
@@ -143,15 +146,11 @@ impl LogStore {
             db: Arc::new(db),
             unwritten: Arc::new(Mutex::default()),
         };
-        let (ops, queue) = channel::unbounded();
-        let thread = reader.clone();
-        thread::Builder::new()
-            .name("consensus-log".into())
-            .spawn(move || log_thread::run(&thread.db, &queue, &thread.unwritten))
+        let thread = LogThread::start(Arc::clone(&reader.db), Arc::clone(&reader.unwritten))
             .map_err(|source| ConsensusError::Thread { source })?;
         Ok(Self {
             reader,
-            ops,
+            thread,
             committed,
         })
     }
@@ -170,7 +169,7 @@ impl LogStore {
         op: impl FnOnce(oneshot::Sender<()>) -> LogOp,
     ) -> Result<(), StorageError> {
         let (done, written) = oneshot::channel();
-        self.ops
+        self.thread
             .send(op(done))
             .map_err(|_| write_error(AnyError::error("the log thread has ended")))?;
         written
@@ -186,18 +185,29 @@ impl LogReader {
             .cf_handle(META_FAMILY)
             .expect("opened with this family");
         let bytes = self.db.get_cf(meta, key).map_err(read_error)?;
-        bytes.map(|bytes| decode(&bytes)).transpose().map_err(read_error)
+        bytes
+            .map(|bytes| decode(&bytes))
+            .transpose()
+            .map_err(read_error)
     }
 
     fn last(&self) -> Result<Option<Entry>, StorageError> {
         let unwritten = {
-            let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-            unwritten.last_key_value().map(|(index, entry)| (*index, Arc::clone(entry)))
+            let unwritten = self
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            unwritten
+                .last_key_value()
+                .map(|(index, entry)| (*index, Arc::clone(entry)))
         };
         if let Some((index, entry)) = unwritten {
             return decode_entry(index, &entry).map(Some);
         }
-        let log = self.db.cf_handle(LOG_FAMILY).expect("opened with this family");
+        let log = self
+            .db
+            .cf_handle(LOG_FAMILY)
+            .expect("opened with this family");
         match self.db.iterator_cf(log, IteratorMode::End).next() {
             None => Ok(None),
             Some(Err(error)) => Err(read_error(error)),
@@ -214,13 +224,21 @@ impl LogReader {
         }
         // First what is not written yet: an entry leaves this map only after the database has it.
         let unwritten: Vec<(u64, Arc<[u8]>)> = {
-            let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            let unwritten = self
+                .unwritten
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let range = unwritten.range(start..end);
-            range.map(|(index, entry)| (*index, Arc::clone(entry))).collect()
+            range
+                .map(|(index, entry)| (*index, Arc::clone(entry)))
+                .collect()
         };
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes: usize = 0;
-        let log = self.db.cf_handle(LOG_FAMILY).expect("opened with this family");
+        let log = self
+            .db
+            .cf_handle(LOG_FAMILY)
+            .expect("opened with this family");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.to_be_bytes().to_vec());
         let from = start.to_be_bytes();
@@ -323,7 +341,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
         let log_id = encode(&committed)?;
         self.committed = committed;
-        self.ops
+        self.thread
             .send(LogOp::Committed { log_id })
             .map_err(|_| write_error(AnyError::error("the log thread has ended")))
     }
@@ -360,7 +378,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             entries: encoded,
             done: callback,
         };
-        self.ops
+        self.thread
             .send(op)
             .map_err(|_| write_error(AnyError::error("the log thread has ended")))
     }

@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{self, Receiver, Sender};
 use openraft::storage::LogFlushed;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
@@ -54,8 +56,46 @@ enum Answer {
     Written(oneshot::Sender<()>),
 }
 
-/// Runs until every sender is gone.
-pub(super) fn run(db: &DB, ops: &Receiver<LogOp>, unwritten: &Unwritten) {
+/// The way to the thread. Dropping it writes what is queued, ends the thread and lets go of its
+/// share of the database before it returns: RocksDB must not be in use when a process ends.
+pub(super) struct LogThread {
+    ops: Option<Sender<LogOp>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl LogThread {
+    pub(super) fn start(db: Arc<DB>, unwritten: Unwritten) -> io::Result<Self> {
+        let (ops, queue) = channel::unbounded();
+        let handle = thread::Builder::new()
+            .name("consensus-log".into())
+            .spawn(move || run(&db, &queue, &unwritten))?;
+        Ok(Self {
+            ops: Some(ops),
+            handle: Some(handle),
+        })
+    }
+
+    /// # Errors
+    /// The operation, when the thread has ended: it panicked.
+    pub(super) fn send(&self, op: LogOp) -> Result<(), LogOp> {
+        match &self.ops {
+            Some(ops) => ops.send(op).map_err(|unsent| unsent.0),
+            None => Err(op),
+        }
+    }
+}
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        self.ops = None;
+        if let Some(Err(_)) = self.handle.take().map(JoinHandle::join) {
+            tracing::error!("the thread of the consensus log panicked");
+        }
+    }
+}
+
+/// Runs until the sender is gone.
+fn run(db: &DB, ops: &Receiver<LogOp>, unwritten: &Unwritten) {
     let mut synced = WriteOptions::default();
     synced.set_sync(true);
     let unsynced = WriteOptions::default();

@@ -4,6 +4,11 @@
 //! lives in memory; the disk holds its last snapshot, and what came after is replayed from the
 //! log. A log entry is purged only after a snapshot that holds it is on disk.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "the error of openraft's storage traits; it is made once, and then the log stops"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -61,8 +66,8 @@ impl<SM: StateMachine> Machine<SM> {
         let mut last = None;
         let mut membership = StoredMembership::default();
         let mut digest = 0;
-        let loaded = snapshot_file::load(dir)
-            .map_err(|source| ConsensusError::Snapshot { source })?;
+        let loaded =
+            snapshot_file::load(dir).map_err(|source| ConsensusError::Snapshot { source })?;
         if let Some((meta, image)) = loaded {
             let index = meta.last_log_id.map_or(0, |id| id.index);
             let refused = |reason| ConsensusError::Restore { index, reason };
@@ -153,7 +158,9 @@ impl<SM: StateMachine> Shared<SM> {
         let mut image = Vec::with_capacity(DIGEST_BYTES + body.len());
         image.extend_from_slice(&state.digest.to_le_bytes());
         image.extend_from_slice(&body);
-        let position = state.last.map_or_else(|| "none".to_owned(), |id| id.to_string());
+        let position = state
+            .last
+            .map_or_else(|| "none".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: state.last,
             last_membership: state.membership.clone(),
@@ -204,7 +211,10 @@ impl<SM: StateMachine> RaftStateMachine<TypeConfig> for Machine<SM> {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let replies = entries.into_iter().map(|entry| self.shared.apply(entry)).collect();
+        let replies = entries
+            .into_iter()
+            .map(|entry| self.shared.apply(entry))
+            .collect();
         let (index, _) = self.shared.digest();
         self.shared.index.send_replace(index);
         Ok(replies)
@@ -287,7 +297,10 @@ fn interrupted(error: &tokio::task::JoinError) -> StorageError {
 fn split(image: &SnapshotImage) -> Result<(u128, &[u8]), String> {
     match image.0.split_first_chunk::<DIGEST_BYTES>() {
         Some((digest, body)) => Ok((u128::from_le_bytes(*digest), body)),
-        None => Err(format!("an image of {} bytes holds no digest", image.0.len())),
+        None => Err(format!(
+            "an image of {} bytes holds no digest",
+            image.0.len()
+        )),
     }
 }
 

@@ -104,7 +104,11 @@ impl<T: Transport> Link<T> {
                 bytes: Blob(piece.to_vec()),
             };
             offset += bytes_len(piece);
-            let limit = if pieces.is_empty() { INSTALL_TIMEOUT } else { CHUNK_TIMEOUT };
+            let limit = if pieces.is_empty() {
+                INSTALL_TIMEOUT
+            } else {
+                CHUNK_TIMEOUT
+            };
             let answer = timeout(limit, self.ask(&Request::Snapshot(chunk)))
                 .await
                 .map_err(|_| Unreachable::new(&io::Error::from(io::ErrorKind::TimedOut)))??;
@@ -178,6 +182,8 @@ fn unexpected(response: &Response) -> Unanswered {
         | Response::Changed
         | Response::NotLeader { .. }
         | Response::Unknown(_)
-        | Response::Refused(_) => Unanswered(format!("an answer to another question: {response:?}")),
+        | Response::Refused(_) => {
+            Unanswered(format!("an answer to another question: {response:?}"))
+        }
     }
 }

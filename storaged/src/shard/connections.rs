@@ -175,7 +175,7 @@ impl Shard {
                 tracing::info!(%peer, %link, ?error, "the connection to a peer closed");
                 self.links.closed(peer, link, boot_time());
                 self.tell(Event::LinkDown { peer, link });
-                drop(self.outlets.peer_closed.send(peer));
+                let _ = self.outlets.peer_closed.send(peer);
             }
             Greeted::Peer { server, incarnation, link } => {
                 self.peers.remove(&(server, incarnation, link));

@@ -10,6 +10,7 @@
 mod clients;
 mod connections;
 mod links;
+mod observer;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,7 @@ use crate::control::SharedMap;
 use crate::disk::{Disk, IoClass};
 use connections::{Connection, Greeted};
 use links::Links;
+pub use observer::Observer;
 
 /// How often the brain is told that time passed.
 const TICK: Duration = Duration::from_millis(20);
@@ -85,7 +87,6 @@ impl Signals {
 }
 
 /// See the module's words.
-#[derive(Debug)]
 pub struct Shard {
     identity: Identity,
     reactor: Reactor,

@@ -39,7 +39,10 @@ impl StateMachine for Ledger {
 
 impl Ledger {
     pub fn count(&self, command: &[u8]) -> usize {
-        self.commands.iter().filter(|(_, stored)| stored == command).count()
+        self.commands
+            .iter()
+            .filter(|(_, stored)| stored == command)
+            .count()
     }
 }
 
@@ -59,7 +62,10 @@ struct HubState {
 
 impl Hub {
     fn locked<R>(&self, f: impl FnOnce(&mut HubState) -> R) -> R {
-        f(&mut self.state.lock().expect("no test panics while it holds the hub"))
+        f(&mut self
+            .state
+            .lock()
+            .expect("no test panics while it holds the hub"))
     }
 
     /// Cuts a server off from all others: nothing it sends or is sent arrives.
@@ -120,7 +126,13 @@ impl Cluster {
             cluster.start(id).await;
         }
         let members = (1..=count).map(|id| (id, peer(id))).collect();
-        assert!(cluster.log(1).initialize(members).await.expect("it can be founded"));
+        assert!(
+            cluster
+                .log(1)
+                .initialize(members)
+                .await
+                .expect("it can be founded")
+        );
         cluster.leader().await;
         cluster
     }
@@ -202,7 +214,11 @@ impl Cluster {
     }
 
     pub fn other_than(&self, id: ServerId) -> ServerId {
-        *self.logs.keys().find(|other| **other != id).expect("there is another server")
+        *self
+            .logs
+            .keys()
+            .find(|other| **other != id)
+            .expect("there is another server")
     }
 
     pub async fn propose_through(&self, id: ServerId, command: &[u8]) -> u64 {
@@ -218,11 +234,15 @@ impl Cluster {
     pub async fn settle_and_compare(&self) {
         let positions = || -> Vec<(u64, u64)> {
             let statuses = self.logs.values().map(|log| log.status());
-            statuses.map(|status| (status.last_applied, status.last_log)).collect()
+            statuses
+                .map(|status| (status.last_applied, status.last_log))
+                .collect()
         };
         wait_for("equal positions", || {
             let positions = positions();
-            positions.iter().all(|(applied, last)| (applied, last) == (&positions[0].0, applied))
+            positions
+                .iter()
+                .all(|(applied, last)| (applied, last) == (&positions[0].0, applied))
         })
         .await;
         let mut seen: Option<(u64, u128, Ledger)> = None;

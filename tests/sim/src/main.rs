@@ -17,6 +17,12 @@ use sim::run::TAIL_LINES;
 use sim::{Outcome, STEPS, Task, run};
 use smt::Mutant;
 
+/// Seeds of one gulp of a hunt.
+const SEEDS_AT_ONCE: u64 = 250;
+
+/// Seeds pinned of each mutant.
+const PINNED_EACH: usize = 3;
+
 /// Runs the whole cluster under a seed, with faults, and judges it.
 #[derive(Parser, Debug)]
 #[command(name = "cargo sim")]
@@ -47,6 +53,9 @@ struct Args {
     /// Look for seeds of all mutants.
     #[arg(long)]
     mutants: bool,
+    /// Print `pinned.rs` anew: the first seeds that catch each mutant.
+    #[arg(long)]
+    pin: bool,
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
@@ -64,8 +73,12 @@ fn mutant(name: &str) -> Result<Mutant, String> {
 }
 
 fn main() -> ExitCode {
-    let Args { seed, seeds, steps, mutant, trace, lines, jobs, hunt, mutants } = Args::parse();
+    let Args { seed, seeds, steps, mutant, trace, lines, jobs, hunt, mutants, pin } = Args::parse();
     let mut out = io::stdout().lock();
+    if pin {
+        let pinned = print_pinned(&mut out, seeds.unwrap_or(1..5_001), steps, jobs);
+        return if pinned.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) };
+    }
     let done = match (seed, seeds, hunt, mutants) {
         (Some(seed), None, None, false) => one(&mut out, seed, steps, mutant, trace, lines),
         (None, Some(seeds), None, false) => many(&mut out, seeds, steps, mutant, jobs),
@@ -146,6 +159,40 @@ fn many(
     Ok(broken.is_empty())
 }
 
+/// Seeds of `seeds` that catch `mutant`, by more than being stuck, and are clean without it; the
+/// first `wanted` of them.
+fn catching(
+    mutant: Mutant,
+    seeds: &Range<u64>,
+    steps: u64,
+    jobs: usize,
+    wanted: usize,
+) -> (Vec<u64>, Summary) {
+    let mut found = Vec::new();
+    let mut all = Summary::default();
+    let mut from = seeds.start;
+    while from < seeds.end && found.len() < wanted {
+        let to = seeds.end.min(from + SEEDS_AT_ONCE);
+        let Summary { seeds: ran, counts, broken } = run_range(from..to, steps, Some(mutant), jobs);
+        for outcome in &broken {
+            let is_stuck =
+                outcome.violation.as_ref().is_none_or(|v| v.invariant == "I6 liveness");
+            let clean = || {
+                let task = Task { steps, ..Task::of_seed(outcome.seed, None) };
+                run(task).violation.is_none()
+            };
+            if found.len() < wanted && !is_stuck && clean() {
+                found.push(outcome.seed);
+            }
+        }
+        all.seeds += ran;
+        all.counts.add(&counts);
+        all.broken.extend(broken);
+        from = to;
+    }
+    (found, all)
+}
+
 fn hunts(
     out: &mut impl Write,
     mutants: &[Mutant],
@@ -155,22 +202,14 @@ fn hunts(
 ) -> io::Result<bool> {
     let mut all_caught = true;
     for &mutant in mutants {
-        let Summary { seeds: ran, broken, .. } =
-            run_range(seeds.clone(), steps, Some(mutant), jobs);
-        let mut found = Vec::new();
+        let (mut found, Summary { seeds: ran, broken, .. }) =
+            catching(mutant, &seeds, steps, jobs, usize::MAX);
+        found.truncate(8);
         let mut kinds: Vec<(&str, u64)> = Vec::new();
-        for outcome in &broken {
-            let Some(violation) = &outcome.violation else { continue };
+        for violation in broken.iter().filter_map(|o| o.violation.as_ref()) {
             match kinds.iter_mut().find(|(kind, _)| *kind == violation.invariant) {
                 Some((_, n)) => *n += 1,
                 None => kinds.push((violation.invariant, 1)),
-            }
-            let clean = || {
-                let task = Task { steps, ..Task::of_seed(outcome.seed, None) };
-                run(task).violation.is_none()
-            };
-            if found.len() < 8 && violation.invariant != "I6 liveness" && clean() {
-                found.push(outcome.seed);
             }
         }
         let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
@@ -185,4 +224,25 @@ fn hunts(
         all_caught &= !found.is_empty();
     }
     Ok(all_caught)
+}
+
+/// The source of `pinned.rs`.
+fn print_pinned(
+    out: &mut impl Write,
+    seeds: Range<u64>,
+    steps: u64,
+    jobs: usize,
+) -> io::Result<()> {
+    let doc = include_str!("pinned.rs");
+    let head = doc.split_inclusive('\n').take_while(|line| !line.contains("pub const PINNED"));
+    for line in head {
+        write!(out, "{line}")?;
+    }
+    writeln!(out, "pub const PINNED: &[(&str, &[u64])] = &[")?;
+    for (name, mutant) in MUTANTS {
+        let (found, _) = catching(*mutant, &seeds, steps, jobs, PINNED_EACH);
+        writeln!(out, "    ({name:?}, &{found:?}),")?;
+        out.flush()?;
+    }
+    writeln!(out, "];")
 }

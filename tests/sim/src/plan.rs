@@ -3,6 +3,7 @@
 //! Swarm mode: each seed takes a random subset of the faults at random rates, because faults hide
 //! each other (a world that crashes all the time never gets as far as a promotion).
 
+use smt::client::ClientSettings;
 use smt::config::MS;
 use smt::{Geometry, Mutant, Settings};
 
@@ -62,6 +63,7 @@ pub struct Plan {
     pub replicas: u8,
     pub geometry: Geometry,
     pub settings: Settings,
+    pub client: ClientSettings,
     pub faults: Faults,
     /// Typical time between two faults.
     pub fault_every_ns: u64,
@@ -119,6 +121,15 @@ impl Plan {
             boot_grace_ns: lease_ns,
             ..Settings::default()
         };
+        let client = ClientSettings {
+            unanswered_ns: r.range(20, 150) * MS,
+            pull_every_ns: r.range(20, 100) * MS,
+            backoff_min_ns: MS / 2,
+            backoff_max_ns: r.range(2, 20) * MS,
+            piece_blocks_max: r.range_u32(1, 8),
+            window: r.range_u32(1, 4),
+            ..ClientSettings::default()
+        };
         let mut faults = Faults::default();
         let Faults {
             kill,
@@ -173,6 +184,7 @@ impl Plan {
             replicas,
             geometry: Geometry { segment_blocks: 16, chunk_blocks: 4, region_blocks: 8 },
             settings,
+            client,
             fault_every_ns: r.range(8, 40) * MS,
             latency_ns,
             disk_ns: r.range(30, 200) * US,

@@ -235,9 +235,9 @@ impl World {
                 RequestBody::Read { .. } => {
                     let values: Vec<u64> = blocks().map(|b| self.disk[&b]).collect();
                     match data(&request, &values) {
-                        ReplyBody::Data { data, mut sums } if mood == 1 => {
+                        ReplyBody::Data { mut data, sums } if mood == 1 => {
                             // Rot on the way, but rarely three times for one read.
-                            sums[0] ^= 2;
+                            data.0[0] ^= 1 << 40;
                             ReplyBody::Data { data, sums }
                         }
                         good => good,

@@ -188,6 +188,27 @@ fn a_wish_for_a_transfer_ends_with_the_membership_it_was_for() {
 }
 
 #[test]
+fn a_wish_taken_back_makes_a_delayed_transfer_lose() {
+    let (mut bench, segment) = bench();
+    let (primary, next) = (bench.config(segment).primary, bench.backup(segment));
+    let wish = |expect, server| Command::RequestTransfer {
+        segment,
+        expect,
+        server,
+    };
+    bench.ok(wish(Epoch(1), next));
+    bench.ok(wish(Epoch(1), primary));
+    let config = bench.config(segment);
+    assert_eq!((config.transfer, config.epoch), (None, Epoch(2)));
+    let delayed = bench.no(Command::Transfer {
+        segment,
+        expect: Epoch(1),
+        server: next,
+    });
+    assert!(matches!(delayed, Refused::Conflict { .. }), "{delayed}");
+}
+
+#[test]
 fn a_wish_for_a_transfer_to_a_server_that_is_down_is_refused() {
     let (mut bench, segment) = bench();
     let next = bench.backup(segment);

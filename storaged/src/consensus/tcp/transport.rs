@@ -4,7 +4,6 @@
 //! connection, never by a caller, and an answer nobody waits for any more is thrown away.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -63,7 +62,11 @@ impl TcpTransport {
     /// is no longer used.
     pub fn set_peer(&self, id: ServerId, address: impl Into<String>) {
         let address = address.into();
-        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self
+            .shared
+            .peers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if peers.get(&id).is_none_or(|slot| slot.address != address) {
             peers.insert(id, Slot::new(address));
         }
@@ -71,13 +74,21 @@ impl TcpTransport {
 
     /// Forgets server `id`.
     pub fn remove_peer(&self, id: ServerId) {
-        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self
+            .shared
+            .peers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         peers.remove(&id);
     }
 
     async fn connection(&self, to: ServerId) -> io::Result<Arc<Connection>> {
         let slot = {
-            let peers = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
+            let peers = self
+                .shared
+                .peers
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).map(Arc::clone)
         };
         let Some(slot) = slot else {
@@ -104,17 +115,19 @@ impl TcpTransport {
 }
 
 impl Transport for TcpTransport {
-    fn call(
-        &self,
-        to: ServerId,
-        request: Vec<u8>,
-    ) -> impl Future<Output = io::Result<Vec<u8>>> + Send {
-        async move { self.connection(to).await?.call(&request).await }
+    async fn call(&self, to: ServerId, request: Vec<u8>) -> io::Result<Vec<u8>> {
+        self.connection(to).await?.call(&request).await
     }
 
     fn introduce(&self, id: ServerId, peer: &Peer) {
-        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
-        peers.entry(id).or_insert_with(|| Slot::new(peer.data.clone()));
+        let mut peers = self
+            .shared
+            .peers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        peers
+            .entry(id)
+            .or_insert_with(|| Slot::new(peer.data.clone()));
     }
 }
 
@@ -146,7 +159,10 @@ impl Connection {
     /// Every error here means that nothing was asked yet.
     async fn dial(address: &str, preamble: &[u8; PREAMBLE_BYTES]) -> io::Result<Self> {
         let unconnected = |error: io::Error| {
-            io::Error::new(io::ErrorKind::NotConnected, format!("connect to {address}: {error}"))
+            io::Error::new(
+                io::ErrorKind::NotConnected,
+                format!("connect to {address}: {error}"),
+            )
         };
         let connect = timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
         let stream = connect

@@ -134,6 +134,15 @@ impl History {
         }
     }
 
+    /// The client heard that the write failed. What was never sent never happened.
+    pub fn failed(&mut self, (place, index): WriteId) {
+        if let Some(block) = self.blocks.get_mut(&place)
+            && block.writes[index].sent == 0
+        {
+            block.current.retain(|&i| i != index);
+        }
+    }
+
     pub fn read(&mut self, place: Place, value: u64, invoked: u64) {
         let responded = Some(self.stamp());
         if let Some(block) = self.blocks.get_mut(&place) {
@@ -192,11 +201,23 @@ impl History {
                 Verdict::Linearizable => {}
                 Verdict::Undecided => self.undecided += 1,
                 Verdict::Broken(why) => {
-                    let what = format!("block {number}: {why}");
+                    let what = format!("block {number}: {why}; history: {}", listing(&mut ops));
                     return Err(Violation::of("I1 linearizable", segment, what));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A history in one line: `w` writes and `r` reads, with when they began and ended.
+fn listing(ops: &mut [BlockOp]) -> String {
+    ops.sort_by_key(|op| op.invoked);
+    let words = ops.iter().map(|op| {
+        let BlockOp { value, is_write, invoked, responded } = op;
+        let kind = if *is_write { 'w' } else { 'r' };
+        let end = responded.map_or_else(|| "?".to_owned(), |at| at.to_string());
+        format!("{kind} {value:x} {invoked}..{end}")
+    });
+    words.collect::<Vec<String>>().join(", ")
 }

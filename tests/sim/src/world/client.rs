@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use smallvec::SmallVec;
-use smt::client::{Client, ClientAction, ClientEvent, OpResult, VolumeConfig, VolumeRequest};
+use smt::client::{
+    Client, ClientAction, ClientEvent, ClientSettings, OpResult, VolumeConfig, VolumeRequest,
+};
 use smt::config::MS;
 use smt::map::SegmentConfig;
 use smt::message::{ClientReply, ClientRequest, RequestBody};
-use smt::{BLOCK_BYTES, ClientId, MapVersion, OpId, SegmentId, ServerId, Session, Tick};
+use smt::{BLOCK_BYTES, ClientId, MapVersion, Mutant, OpId, SegmentId, ServerId, Session, Tick};
 
 use super::consensus::Consensus;
 use super::{What, World};
@@ -42,8 +43,7 @@ pub enum Stage {
 #[derive(Debug)]
 enum Op {
     Read { first: u64, invoked: u64 },
-    /// With the Hold it is under, if it is the second half of a read-modify-write.
-    Change { writes: Vec<WriteId>, under: Option<OpId> },
+    Change { writes: Vec<WriteId> },
     Flush,
     /// A lock, to be granted, and the write that is to follow.
     Hold { first: u64, count: u64 },
@@ -75,9 +75,13 @@ fn attach(plan: &Plan, consensus: &Consensus) -> Client<Blocks> {
         version: delta.to,
         size_blocks: delta.size_bytes.expect("nobody deletes the volume") / BLOCK_BYTES,
         segment_blocks: plan.geometry.segment_blocks,
-        segments: delta.segments,
+        configs: delta.segments,
+        writer: 0,
+        read_only: false,
     };
-    Client::new(config, plan.settings.clone())
+    let settings =
+        ClientSettings { overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock), ..plan.client.clone() };
+    Client::new(config, settings).expect("the volume has blocks")
 }
 
 impl ClientHost {
@@ -106,10 +110,15 @@ impl ClientHost {
         *session
     }
 
+    /// Answers to reads that did not match their checksums.
+    pub fn mismatches(&self) -> u64 {
+        self.brain.mismatches()
+    }
+
     pub fn waits_for(&self) -> Option<(Option<SegmentId>, String)> {
         let (op, what) = self.ops.iter().next()?;
         let segment = match what {
-            Op::Change { writes, .. } => writes.first().map(|((segment, _), _)| *segment),
+            Op::Change { writes } => writes.first().map(|((segment, _), _)| *segment),
             Op::Read { .. } | Op::Flush | Op::Hold { .. } => None,
         };
         Some((segment, format!("client {} waits for op {op}: {what:?}", self.index + 1)))
@@ -180,8 +189,8 @@ impl World {
             }
             1..4 => {
                 let writes = self.remember(client, first, &vec![0; small(count)]);
-                let op = self.next_op(client, Op::Change { writes, under: None });
-                let request = VolumeRequest::Zero { first_block: first, count, under: None };
+                let op = self.next_op(client, Op::Change { writes });
+                let request = VolumeRequest::Zero { first_block: first, count };
                 self.tell(client, ClientEvent::Submit { op, request });
             }
             4 => {
@@ -190,7 +199,7 @@ impl World {
                 let request = VolumeRequest::Hold { first_block: first, count };
                 self.tell(client, ClientEvent::Submit { op, request });
             }
-            _ => self.write(client, first, count, None),
+            _ => self.write(client, first, count),
         }
     }
 
@@ -210,20 +219,23 @@ impl World {
         self.tell(client, ClientEvent::Submit { op, request });
     }
 
-    /// Writes contents nobody wrote before; now and then zeroes, as data.
-    fn write(&mut self, client: usize, first: u64, count: u64, under: Option<OpId>) {
-        let zeroes = self.rng.below(16) == 0;
+    /// Contents nobody wrote before, or zeroes as data.
+    fn contents(&mut self, client: usize, count: u64, zeroes: bool) -> Blocks {
         let c = &mut self.clients[client];
         let mine = u64::try_from(client).expect("few clients") + 1;
-        let data: SmallVec<[u64; 4]> = (0..count)
-            .map(|_| {
-                c.next_value += 1;
-                if zeroes { 0 } else { mine << 32 | c.next_value }
-            })
-            .collect();
-        let writes = self.remember(client, first, &data);
-        let op = self.next_op(client, Op::Change { writes, under });
-        let request = VolumeRequest::Write { first_block: first, data: Blocks(data), under };
+        let content = |_| {
+            c.next_value += 1;
+            if zeroes { 0 } else { mine << 32 | c.next_value }
+        };
+        Blocks((0..count).map(content).collect())
+    }
+
+    fn write(&mut self, client: usize, first: u64, count: u64) {
+        let zeroes = self.rng.below(16) == 0;
+        let data = self.contents(client, count, zeroes);
+        let writes = self.remember(client, first, &data.0);
+        let op = self.next_op(client, Op::Change { writes });
+        let request = VolumeRequest::Write { first_block: first, data };
         self.tell(client, ClientEvent::Submit { op, request });
     }
 
@@ -256,25 +268,20 @@ impl World {
                         self.client_sends(client, server, session, request);
                     }
                     ClientAction::Complete { op, result } => {
-                        if let Some(release) = self.completed(client, op, result) {
-                            events.push_back(release);
-                        }
+                        self.completed(client, op, result);
                     }
                     ClientAction::Granted { op } => {
-                        let held = self.clients[client].ops.get(&op);
-                        if let Some(&Op::Hold { first, count }) = held {
-                            self.write(client, first, count, Some(op));
-                        }
+                        events.push_back(self.merge(client, op));
                     }
                     ClientAction::Pull => {
-                        // The answer comes in line with the pushes, and starts from nothing.
-                        self.consensus.told[client] = MapVersion(0);
+                        // The answer comes in line with the pushes.
+                        self.consensus.told[client] = self.clients[client].brain.version();
                         self.send_delta(client);
                     }
                 }
             }
         }
-        if let Some(Tick(at)) = self.clients[client].brain.next_wakeup() {
+        if let Some(Tick(at)) = self.clients[client].brain.next_wake() {
             let at = at.max(self.now + WAKE_MIN_NS);
             if at < self.clients[client].wakes_at {
                 self.clients[client].wakes_at = at;
@@ -309,14 +316,25 @@ impl World {
         self.send(connection, Side::Acceptor, Packet::Request(request));
     }
 
-    /// An operation ended. What ends with it, if it was under a Hold.
-    fn completed(
-        &mut self,
-        client: usize,
-        op: OpId,
-        result: OpResult<Blocks>,
-    ) -> Option<ClientEvent<Blocks>> {
-        let was = self.clients[client].ops.remove(&op)?;
+    /// A held range is ours: the write follows, or nothing does.
+    fn merge(&mut self, client: usize, op: OpId) -> ClientEvent<Blocks> {
+        let Some(&Op::Hold { first, count }) = self.clients[client].ops.get(&op) else {
+            unreachable!("only holds are granted");
+        };
+        if self.rng.below(8) == 0 {
+            self.clients[client].ops.remove(&op);
+            return ClientEvent::Release { op };
+        }
+        // Never zeroes: zeroings are told apart by the order they were submitted in, and this write
+        // overtakes those submitted since its hold.
+        let data = self.contents(client, count, false);
+        let writes = self.remember(client, first, &data.0);
+        self.clients[client].ops.insert(op, Op::Change { writes });
+        ClientEvent::Merged { op, data }
+    }
+
+    fn completed(&mut self, client: usize, op: OpId, result: OpResult<Blocks>) {
+        let Some(was) = self.clients[client].ops.remove(&op) else { return };
         if self.trace.is_on() {
             self.say(None, || format!("c{} op {op} {was:?}: {result:?}", client + 1));
         }
@@ -324,25 +342,28 @@ impl World {
         let counts = &mut self.counts;
         *(if is_failed { &mut counts.ops_failed } else { &mut counts.ops_done }) += 1;
         match (was, result) {
-            (Op::Read { first, invoked }, OpResult::Data(pieces)) => {
-                let contents = pieces.iter().flat_map(|p| p.0.iter().copied());
-                for (block, content) in (first..).zip(contents) {
-                    let place = self.place(client, block);
-                    self.history.read(place, content, invoked);
-                }
-                None
-            }
-            (Op::Change { writes, under }, result) => {
-                if matches!(result, OpResult::Done) {
-                    for write in writes {
-                        self.history.responded(write);
+            (Op::Read { first, invoked }, OpResult::Data(runs)) => {
+                let mut at = first;
+                for (from, run) in runs {
+                    for &content in &run.0 {
+                        let place = self.place(client, at);
+                        self.history.read(place, content, invoked);
+                        at += 1;
                     }
+                    debug_assert!(from < at, "runs without gaps");
                 }
-                let hold = under?;
-                self.clients[client].ops.remove(&hold);
-                Some(ClientEvent::Release { op: hold })
             }
-            (Op::Read { .. } | Op::Flush | Op::Hold { .. }, _) => None,
+            (Op::Change { writes }, OpResult::Done) => {
+                for write in writes {
+                    self.history.responded(write);
+                }
+            }
+            (Op::Change { writes }, OpResult::Failed(_)) => {
+                for write in writes {
+                    self.history.failed(write);
+                }
+            }
+            (Op::Read { .. } | Op::Change { .. } | Op::Flush | Op::Hold { .. }, _) => {}
         }
     }
 
@@ -401,6 +422,7 @@ impl World {
     pub(super) fn replace_client(&mut self, client: usize) {
         let place = self.hosts.len() + client;
         self.cut_off(place, self.plan.latency_ns);
+        self.judge_mismatches(client);
         let brain = attach(&self.plan, &self.consensus);
         let clients = u64::try_from(self.clients.len()).expect("few clients");
         let c = &mut self.clients[client];

@@ -93,6 +93,9 @@ impl World {
         if self.trace.is_on() {
             self.say(Some(*segment), || format!("s{} -> c{client} op {op}: {body:?}", host + 1));
         }
+        if let ReplyBody::IoError = body {
+            self.judge_io_error(host, *segment);
+        }
         if !matches!(body, ReplyBody::Done) {
             return;
         }
@@ -106,6 +109,19 @@ impl World {
             blocks.iter().copied(),
         );
         self.judge(verdict);
+    }
+
+    /// R3: a client is told EIO only where no good copy is left. The nemesis leaves one everywhere,
+    /// unless the disk of the last member, as far as that one knows, fails.
+    fn judge_io_error(&mut self, host: usize, segment: SegmentId) {
+        let view = self.hosts[host].brain.as_ref().and_then(|b| b.replica(segment));
+        if let Some(view) = view
+            && view.config.members.len() > 1
+        {
+            let config = short(&view.config);
+            let what = format!("s{} answers EIO, though it has company: {config}", host + 1);
+            self.broken(Violation::of("R3 good copies", segment, what));
+        }
     }
 
     /// Takes damage back where every member of the committed set would share it.
@@ -215,7 +231,19 @@ impl World {
             what,
         });
         self.judge(verdict);
+        for client in 0..self.clients.len() {
+            self.judge_mismatches(client);
+        }
         self.judge_history();
+    }
+
+    /// I8: whatever a server sent as read matched its checksums.
+    pub(super) fn judge_mismatches(&mut self, client: usize) {
+        let mismatches = self.clients[client].mismatches();
+        if mismatches > 0 {
+            let what = format!("client {} got {mismatches} wrong blocks", client + 1);
+            self.broken(Violation { invariant: "I8 checked reads", segment: None, what });
+        }
     }
 
     /// I1 over what clients saw so far.

@@ -178,10 +178,7 @@ impl World {
         let segments: Vec<SegmentId> = self.hosts[host].stores.keys().copied().collect();
         for segment in segments {
             let brain = self.hosts[host].brain.as_ref().expect("the host is up");
-            let settled = brain.replica(segment).is_some_and(|v| {
-                v.last_seq == v.commit && v.config.active == v.epoch && v.config.member(self.hosts[host].id).is_some_and(|m| m.incarnation == self.hosts[host].incarnation)
-            });
-            let unsettled = if settled { vec![] } else { vec![BlockRange::new(0, u32::MAX)] };
+            let unsettled = brain.unsettled(segment);
             self.drive_store(host, segment, |store, table, steps| {
                 store.idle_tick(&unsettled, table, steps);
             });

@@ -1,0 +1,265 @@
+//! Config: what a storaged is told by its file and its flags.
+//!
+//! Invariant: an unknown key, a missing one or an address open to the network without
+//! `--insecure` is an error that names it, before anything is opened. Read once.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde::Deserialize;
+use thiserror::Error;
+
+/// One server of the cluster, as every server is told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    pub id: u64,
+    /// `HOST:PORT` of its data listener.
+    pub data: String,
+    /// `HOST:PORT` of its HTTP listener.
+    pub http: String,
+}
+
+/// The flags. Each but `--config` is also a key of the file, and stands above it.
+#[derive(Parser, Clone, Debug, Default)]
+#[command(
+    name = "storaged",
+    version,
+    about = "One storage server of a Petrel cluster",
+    long_about = "One storage server of a Petrel cluster: serves segments, replicates them, scores \
+                  its own risk of failing and takes part in the Segment Mapping Table.\n\n\
+                  Most people start it through `petrel dev`, which writes the file for it."
+)]
+pub struct Flags {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// This server's id, for ever.
+    #[arg(long)]
+    pub id: Option<u64>,
+    /// Where its replicas, log and identity live.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The data listener, HOST:PORT.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// The HTTP listener, HOST:PORT.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+    /// The failure domain replicas are spread over.
+    #[arg(long)]
+    pub zone: Option<String>,
+    #[arg(long)]
+    pub region: Option<String>,
+    /// nvme, ssd or hdd.
+    #[arg(long)]
+    pub tier: Option<String>,
+    /// A server of the cluster, this one included: ID=DATA,HTTP. Once for each.
+    #[arg(long = "peer", value_name = "ID=HOST:PORT,HOST:PORT", value_parser = parse_peer)]
+    pub peers: Vec<PeerConfig>,
+    /// Found the cluster with the peers given, if nobody has yet. On one server only.
+    #[arg(long)]
+    pub bootstrap: bool,
+    /// The cluster this server belongs to, as 16 hex digits; without it, what the first start of
+    /// this directory made of the peers.
+    #[arg(long, value_name = "HEX")]
+    pub cluster: Option<String>,
+    /// Bytes replicas may take here; without it, what the file system has.
+    #[arg(long, value_name = "BYTES")]
+    pub capacity: Option<u64>,
+    /// Let POST /v1/faults make the disk slow or wrong. For tests.
+    #[arg(long)]
+    pub allow_faults: bool,
+    /// Listen beyond this machine although nothing is encrypted yet.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Stop when standard input closes: how children of `petrel dev` notice its death.
+    #[arg(long)]
+    pub exit_on_stdin_close: bool,
+}
+
+/// The file's keys.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    id: Option<u64>,
+    data_dir: Option<PathBuf>,
+    listen: Option<String>,
+    http: Option<String>,
+    zone: Option<String>,
+    region: Option<String>,
+    tier: Option<String>,
+    peers: Vec<PeerConfig>,
+    bootstrap: bool,
+    cluster: Option<String>,
+    capacity: Option<u64>,
+    allow_faults: bool,
+    insecure: bool,
+    exit_on_stdin_close: bool,
+}
+
+/// Everything, judged.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub id: u64,
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub http: SocketAddr,
+    pub zone: String,
+    pub region: String,
+    pub tier: String,
+    pub peers: Vec<PeerConfig>,
+    pub bootstrap: bool,
+    pub cluster: Option<u64>,
+    pub capacity_bytes: Option<u64>,
+    pub allow_faults: bool,
+    pub exit_on_stdin_close: bool,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("read the configuration {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the configuration {path} is not right: {reason}")]
+    Parse { path: PathBuf, reason: String },
+    #[error("no {key}: give it as --{flag} or as `{key}` in the file")]
+    Missing { key: &'static str, flag: &'static str },
+    #[error("{key} = {value:?}: {reason}")]
+    Bad { key: &'static str, value: String, reason: String },
+    #[error(
+        "{key} = {value} is open to the network, and nothing is encrypted yet: use a loopback \
+         address, or say --insecure"
+    )]
+    Open { key: &'static str, value: SocketAddr },
+}
+
+fn parse_peer(text: &str) -> Result<PeerConfig, String> {
+    let wanted = "ID=HOST:PORT,HOST:PORT";
+    let (id, rest) = text.split_once('=').ok_or(wanted)?;
+    let (data, http) = rest.split_once(',').ok_or(wanted)?;
+    let id = id.parse().map_err(|_| wanted)?;
+    Ok(PeerConfig { id, data: data.to_owned(), http: http.to_owned() })
+}
+
+fn address(key: &'static str, value: &str, insecure: bool) -> Result<SocketAddr, ConfigError> {
+    let bad = |reason: String| ConfigError::Bad { key, value: value.to_owned(), reason };
+    let address: SocketAddr = value.parse().map_err(|_| bad("not an IP address:port".into()))?;
+    if !address.ip().is_loopback() && !insecure {
+        return Err(ConfigError::Open { key, value: address });
+    }
+    Ok(address)
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+impl Config {
+    /// File and flags together, judged.
+    ///
+    /// # Errors
+    /// The first thing that is missing or wrong.
+    pub fn load(flags: Flags) -> Result<Config, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let insecure = flags.insecure || file.insecure;
+        let missing = |key, flag| ConfigError::Missing { key, flag };
+        let listen = flags.listen.or(file.listen).ok_or(missing("listen", "listen"))?;
+        let http = flags.http.or(file.http).ok_or(missing("http", "http"))?;
+        let id = flags.id.or(file.id).ok_or(missing("id", "id"))?;
+        if id == 0 {
+            let (value, reason) = ("0".to_owned(), "ids start at 1".to_owned());
+            return Err(ConfigError::Bad { key: "id", value, reason });
+        }
+        let peers = if flags.peers.is_empty() { file.peers } else { flags.peers };
+        if !peers.iter().any(|p| p.id == id) {
+            let value = format!("{} of them", peers.len());
+            let reason = format!("this server, {id}, must be among them");
+            return Err(ConfigError::Bad { key: "peers", value, reason });
+        }
+        let cluster = match flags.cluster.or(file.cluster) {
+            None => None,
+            Some(text) => match u64::from_str_radix(&text, 16) {
+                Ok(cluster) if cluster != 0 => Some(cluster),
+                Ok(_) | Err(_) => {
+                    let reason = "want 16 hex digits, not all 0".to_owned();
+                    return Err(ConfigError::Bad { key: "cluster", value: text, reason });
+                }
+            },
+        };
+        Ok(Config {
+            id,
+            data_dir: flags.data_dir.or(file.data_dir).ok_or(missing("data_dir", "data-dir"))?,
+            listen: address("listen", &listen, insecure)?,
+            http: address("http", &http, insecure)?,
+            zone: flags.zone.or(file.zone).unwrap_or_else(|| format!("zone-{id}")),
+            region: flags.region.or(file.region).unwrap_or_else(|| "local".to_owned()),
+            tier: flags.tier.or(file.tier).unwrap_or_else(|| "ssd".to_owned()),
+            peers,
+            bootstrap: flags.bootstrap || file.bootstrap,
+            cluster,
+            capacity_bytes: flags.capacity.or(file.capacity),
+            allow_faults: flags.allow_faults || file.allow_faults,
+            exit_on_stdin_close: flags.exit_on_stdin_close || file.exit_on_stdin_close,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("storaged.toml");
+        std::fs::write(&path, text).expect("it can be written");
+        Config::load(Flags { config: Some(path), ..Flags::default() })
+    }
+
+    const SOUND: &str = r#"
+        id = 1
+        data_dir = "data"
+        listen = "127.0.0.1:7001"
+        http = "127.0.0.1:8001"
+        peers = [{ id = 1, data = "127.0.0.1:7001", http = "127.0.0.1:8001" }]
+    "#;
+
+    #[test]
+    fn a_sound_file_is_taken() {
+        let config = with_file(SOUND).expect("it is sound");
+        assert_eq!((config.id, config.zone.as_str()), (1, "zone-1"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = with_file(&format!("colour = 3\n{SOUND}")).expect_err("colour is no key");
+        assert!(error.to_string().contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn an_address_open_to_the_network_needs_insecure() {
+        let open = SOUND.replace("http = \"127.0.0.1:8001\"\n", "http = \"0.0.0.0:8001\"\n");
+        let error = with_file(&open).expect_err("it is open");
+        assert!(error.to_string().contains("--insecure"), "{error}");
+        with_file(&format!("insecure = true\n{open}")).expect("it was asked for");
+    }
+
+    #[test]
+    fn a_server_that_is_not_among_its_peers_is_refused() {
+        let error = with_file(&SOUND.replacen("id = 1", "id = 2", 1)).expect_err("2 is not");
+        assert!(error.to_string().contains("must be among them"), "{error}");
+    }
+}

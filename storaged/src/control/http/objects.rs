@@ -1,0 +1,153 @@
+//! Objects: the map as the JSON of DESIGN 4.
+
+use serde_json::{Value, json};
+use smt::ServerId;
+use smt::map::{Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume};
+
+use crate::control::scores::Scores;
+use crate::control::times::rfc3339;
+
+/// A server not heard from for this long is shown as down.
+const SILENT_MS: u64 = 3000;
+
+pub fn is_down(scores: &Scores, server: ServerId) -> bool {
+    scores.silent_ms(server).is_none_or(|ms| ms > SILENT_MS)
+}
+
+/// `state` of a segment, with what is known of its servers' lives.
+pub fn segment_state(scores: &Scores, config: &SegmentConfig) -> &'static str {
+    let alive = config.members.iter().filter(|m| !is_down(scores, m.server)).count();
+    if alive == 0 || config.active.0 == 0 || is_down(scores, config.primary) {
+        "unavailable"
+    } else if config.members.len() < usize::from(config.replicas) || alive < config.members.len() {
+        "degraded"
+    } else if config.active < config.epoch {
+        // Being taken over, which is a matter of moments.
+        "degraded"
+    } else {
+        "healthy"
+    }
+}
+
+pub fn server(map: &Map, scores: &Scores, server: &Server, waits: &[String]) -> Value {
+    let state = match server.state {
+        ServerState::Removed => "removed",
+        _ if is_down(scores, server.id) => "down",
+        ServerState::Up => "up",
+        ServerState::Cordoned => "cordoned",
+        ServerState::Draining => "draining",
+        ServerState::Down => "down",
+    };
+    let score = scores.all().get(&server.id).and_then(|s| s.score);
+    let held = map.segments_of(server.id).filter(|c| c.is_member(server.id)).count();
+    let word = format!("server {} ", server.id);
+    let waiting: Vec<&String> = waits.iter().filter(|w| w.contains(&word)).collect();
+    json!({
+        "id": server.id.0,
+        "state": state,
+        "zone": server.zone,
+        "region": server.region,
+        "tier": server.tier,
+        "address": server.address,
+        "http": server.http,
+        "capacity_bytes": server.capacity_bytes,
+        "used_bytes": map.used_bytes(server.id),
+        "segments": held,
+        "score": score,
+        "boot_id": server.boot_id,
+        "incarnation": server.incarnation.0,
+        "waiting_for": waiting,
+    })
+}
+
+pub fn volume(volume: &Volume) -> Value {
+    json!({
+        "name": volume.name,
+        "id": volume.id.0,
+        "size_bytes": volume.size_bytes,
+        "segment_bytes": volume.segment_bytes,
+        "replicas": volume.replicas,
+        "criticality": volume.criticality,
+        "durability": volume.durability,
+    })
+}
+
+pub fn segment(map: &Map, scores: &Scores, config: &SegmentConfig) -> Value {
+    let name = map.volume(config.volume).map_or("", |v| v.name.as_str());
+    let mut replicas: Vec<Value> = config
+        .members
+        .iter()
+        .map(|m| {
+            let role = if m.server == config.primary { "primary" } else { "backup" };
+            let state = if is_down(scores, m.server) { "stale" } else { "in_sync" };
+            json!({ "server": m.server.0, "role": role, "state": state })
+        })
+        .collect();
+    if let Some(joining) = config.joining {
+        replicas.push(json!({
+            "server": joining.target.0, "role": "joiner", "state": "joining",
+        }));
+    }
+    json!({
+        "volume": name,
+        "index": config.index,
+        "id": config.segment.0.to_string(),
+        "epoch": config.epoch.0,
+        "size_bytes": u64::from(config.geometry.segment_blocks) * smt::ids::BLOCK_BYTES,
+        "state": segment_state(scores, config),
+        "replicas_target": config.replicas,
+        "primary": config.primary.0,
+        "migration": config.joining.map(|j| j.migration.0),
+        "replicas": replicas,
+    })
+}
+
+pub fn migration(map: &Map, migration: &Migration) -> Value {
+    let Migration {
+        id,
+        segment: _,
+        volume,
+        index,
+        from,
+        to,
+        cause,
+        state,
+        progress,
+        digest,
+        writer_pause_us,
+        epoch_before,
+        epoch_after,
+        started_unix_ms,
+        finished_unix_ms,
+        reason,
+        bytes_per_second_max: _,
+    } = migration;
+    let name = map.volume(*volume).map_or_else(|| volume.to_string(), |v| v.name.clone());
+    json!({
+        "id": id.0,
+        "volume": name,
+        "index": index,
+        "from": from.map(|s| s.0),
+        "to": to.0,
+        "cause": {
+            "kind": cause.kind,
+            "server": cause.server.map(|s| s.0),
+            "score": cause.score_hundredths.map(|h| f64::from(h) / 100.0),
+            "mode": cause.mode,
+        },
+        "state": state,
+        "bytes_total": progress.bytes_total,
+        "bytes_copied": progress.bytes_copied,
+        "bytes_forwarded": progress.bytes_forwarded,
+        "chunks_retried": progress.chunks_retried,
+        "digest": digest.map(|d| format!("{d:032x}")),
+        // Only a promotion carries a digest, and only a matched one is promoted (M9 c).
+        "verified": *state == MigrationState::Done && digest.is_some(),
+        "writer_pause_us": writer_pause_us,
+        "epoch_before": epoch_before.0,
+        "epoch_after": epoch_after.map(|e| e.0),
+        "started_at": rfc3339(*started_unix_ms),
+        "finished_at": finished_unix_ms.map(rfc3339),
+        "reason": reason,
+    })
+}

@@ -1,0 +1,358 @@
+//! Control: everything of a server that is not on the I/O path — the map's consensus, the HTTP
+//! interface, the failure score and, on the leader, the orchestrator.
+//!
+//! Invariant: nothing here is needed to serve reads and writes; a server whose control plane is
+//! stuck goes on serving until a member fails.
+//!
+//! Leaves to others: what a change of the map means (`smt::map`), what to do about a score
+//! (`migrator`), bytes (`shard`).
+
+mod http;
+mod orchestrator;
+mod scores;
+mod state;
+mod times;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smt::map::{Command, Refused, Reply, Server, ServerState};
+use smt::server::Report;
+use smt::wire::{Hello, Role};
+use smt::{Incarnation, ServerId};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Semaphore, watch};
+
+pub use scores::{Heard, Scores};
+pub use state::{SharedMap, SmtMachine};
+pub use times::unix_ms;
+
+use crate::config::Config;
+use crate::consensus::tcp::{self, TcpTransport};
+use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Peer, ProposeError};
+use crate::disk::Faults;
+use crate::telemetry::latency::IoStats;
+
+/// Proposals of the brain under way at once; it makes them again if they are lost.
+const PROPOSALS_MAX: usize = 64;
+
+/// What main has opened for the control plane.
+pub struct Inputs {
+    pub config: Config,
+    pub cluster: u64,
+    pub store: u128,
+    pub incarnation: Incarnation,
+    pub capacity_bytes: u64,
+    pub map: SharedMap,
+    /// Told after every change of the map.
+    pub notify: Box<dyn Fn() + Send + Sync>,
+    pub stats: Arc<IoStats>,
+    pub faults: Option<Arc<Faults>>,
+    pub http: std::net::TcpListener,
+    pub proposals: UnboundedReceiver<Command>,
+    pub reports: UnboundedReceiver<Report>,
+    pub peer_closed: UnboundedReceiver<ServerId>,
+    pub connections: UnboundedReceiver<(OwnedFd, Vec<u8>)>,
+}
+
+/// Why the control plane could not start, or had to end.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    #[error("start the map's consensus")]
+    Consensus(#[from] ConsensusError),
+    #[error("start the HTTP interface")]
+    Http(#[source] std::io::Error),
+    /// The cluster will not have this server: another one's store, or a rolled-back one.
+    #[error("the cluster refuses this server: {0}")]
+    Refused(Refused),
+}
+
+/// Why a change of the map was not made, or may not have been.
+#[derive(Debug, Error)]
+pub enum ChangeError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It may or may not have happened.
+    #[error("the map's consensus did not answer: {0}")]
+    Unreachable(String),
+}
+
+type Log = Consensus<SmtMachine, TcpTransport>;
+
+/// The control plane of one server. Clones are the same one.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    cluster: u64,
+    incarnation: Incarnation,
+    map: SharedMap,
+    log: Log,
+    scores: Scores,
+    faults: Option<Arc<Faults>>,
+    reports: http::ReportCounters,
+    orders: orchestrator::Orders,
+}
+
+impl Control {
+    fn me(&self) -> ServerId {
+        ServerId(self.inner.config.id)
+    }
+
+    fn with_map<R>(&self, look: impl FnOnce(&smt::map::Map) -> R) -> R {
+        look(&self.inner.map.lock().expect("nobody panics while holding the map"))
+    }
+
+    /// Makes a change of the map, through whoever leads it. Times left 0 are filled in.
+    ///
+    /// # Errors
+    /// The map refused it, or nobody could be asked.
+    pub async fn change(&self, mut command: Command) -> Result<Reply, ChangeError> {
+        match &mut command {
+            Command::Promote { at_unix_ms, .. }
+            | Command::AbortMigration { at_unix_ms, .. }
+            | Command::StartMigration { at_unix_ms, .. }
+                if *at_unix_ms == 0 =>
+            {
+                *at_unix_ms = unix_ms();
+            }
+            _ => {}
+        }
+        let bytes = postcard::to_stdvec(&command).expect("our own types serialise into memory");
+        let (_, reply) = self.inner.log.propose_anywhere(bytes).await.map_err(unreachable)?;
+        let reply: Result<Reply, Refused> = postcard::from_bytes(&reply)
+            .map_err(|error| ChangeError::Unreachable(format!("a reply of {error}")))?;
+        Ok(reply?)
+    }
+
+    /// Waits until this server's map is at least as new as the cluster's was when called.
+    ///
+    /// # Errors
+    /// No majority could be asked.
+    pub async fn barrier(&self) -> Result<(), ChangeError> {
+        let index = self.inner.log.read_barrier().await.map_err(unreachable)?;
+        let mut applied = self.inner.log.watch();
+        let waited = tokio::time::timeout(
+            Duration::from_secs(5),
+            applied.wait_for(|applied| *applied >= index),
+        );
+        match waited.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                Err(ChangeError::Unreachable("this server's map lags behind".to_owned()))
+            }
+        }
+    }
+}
+
+fn unreachable(error: ProposeError) -> ChangeError {
+    match error {
+        ProposeError::Refused(why) => ChangeError::Refused(Refused::Refused { why }),
+        other => ChangeError::Unreachable(other.to_string()),
+    }
+}
+
+/// Runs the control plane until `stop` turns true.
+///
+/// # Errors
+/// It could not start, or the cluster refuses this server.
+pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), ControlError> {
+    let Inputs {
+        config,
+        cluster,
+        store,
+        incarnation,
+        capacity_bytes,
+        map,
+        notify,
+        stats,
+        faults,
+        http: listener,
+        proposals,
+        reports,
+        peer_closed,
+        connections,
+    } = inputs;
+    let me = config.id;
+    let preamble = Arc::new(move |to: u64| {
+        Hello {
+            role: Role::Consensus,
+            cluster,
+            id: me,
+            incarnation,
+            connection: 0,
+            to: ServerId(to),
+        }
+        .to_bytes()
+    });
+    let transport = TcpTransport::new(preamble);
+    for peer in config.peers.iter().filter(|p| p.id != me) {
+        transport.set_peer(peer.id, peer.data.clone());
+    }
+    let machine = SmtMachine::new(Arc::clone(&map), notify);
+    let log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
+    let log = Consensus::start(log_config, machine, transport).await?;
+    if config.bootstrap {
+        let members: BTreeMap<u64, Peer> = config
+            .peers
+            .iter()
+            .map(|p| (p.id, Peer { data: p.data.clone(), http: p.http.clone() }))
+            .collect();
+        if log.initialize(members).await? {
+            tracing::info!("founded the cluster {cluster:016x}");
+        }
+    }
+    let scores = Scores::start(&config, Arc::clone(&map), stats, incarnation);
+    let control = Control {
+        inner: Arc::new(Inner {
+            config,
+            cluster,
+            incarnation,
+            map,
+            log,
+            scores,
+            faults,
+            reports: http::ReportCounters::default(),
+            orders: orchestrator::Orders::default(),
+        }),
+    };
+
+    let listener = TcpListener::from_std(listener).map_err(ControlError::Http)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let routes = http::routes(control.clone());
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            tracing::error!(%error, "the HTTP interface ended");
+        }
+    });
+    tasks.spawn(serve_consensus(control.clone(), connections));
+    tasks.spawn(make_proposals(control.clone(), proposals));
+    tasks.spawn(note_reports(control.clone(), reports));
+    tasks.spawn(watch_leader(control.clone(), peer_closed));
+
+    let registered = register(&control, store, capacity_bytes);
+    tokio::select! {
+        outcome = registered => outcome.map_err(ControlError::Refused)?,
+        _ = stop.wait_for(|stop| *stop) => {
+            control.inner.log.shutdown().await;
+            return Ok(());
+        }
+    }
+    tracing::info!(server = me, %incarnation, "registered in the map");
+    tasks.spawn(orchestrator::run(control.clone()));
+    // Its sender lives in main until it has stopped everything.
+    drop(stop.wait_for(|stop| *stop).await);
+    tasks.shutdown().await;
+    control.inner.log.shutdown().await;
+    Ok(())
+}
+
+/// Announces this life of the server (S7), until the map knows it.
+async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result<(), Refused> {
+    let Config { id, zone, region, tier, peers, listen, http, .. } = &control.inner.config;
+    let ours = peers.iter().find(|p| p.id == *id);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let server = Server {
+        id: ServerId(*id),
+        store,
+        incarnation: control.inner.incarnation,
+        state: ServerState::Up,
+        address: ours.map_or_else(|| listen.to_string(), |p| p.data.clone()),
+        http: ours.map_or_else(|| http.to_string(), |p| p.http.clone()),
+        zone: zone.clone(),
+        region: region.clone(),
+        tier: tier.clone(),
+        capacity_bytes,
+        boot_id: boot_id.trim().to_owned(),
+    };
+    loop {
+        let known = control.with_map(|m| m.server(server.id).cloned());
+        if known.is_some_and(|k| k.incarnation == server.incarnation && k.store == server.store) {
+            return Ok(());
+        }
+        match control.change(Command::RegisterServer(server.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(ChangeError::Refused(refused)) => {
+                // A retry of ours may have made it in meanwhile.
+                let known = control.with_map(|m| m.server(server.id).cloned());
+                if known.is_some_and(|k| {
+                    k.incarnation == server.incarnation && k.store == server.store
+                }) {
+                    return Ok(());
+                }
+                return Err(refused);
+            }
+            Err(ChangeError::Unreachable(reason)) => {
+                tracing::debug!(reason, "not registered yet");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_consensus(
+    control: Control,
+    mut connections: UnboundedReceiver<(OwnedFd, Vec<u8>)>,
+) {
+    while let Some((socket, rest)) = connections.recv().await {
+        let stream = std::net::TcpStream::from(socket);
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => {
+                let log = control.inner.log.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = tcp::serve_connection(log, stream, rest).await {
+                        tracing::debug!(%error, "a consensus connection ended");
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(%error, "a consensus connection cannot be served"),
+        }
+    }
+}
+
+/// Carries the brain's proposals to the log. Lost ones are made again by the brain.
+async fn make_proposals(control: Control, mut proposals: UnboundedReceiver<Command>) {
+    let places = Arc::new(Semaphore::new(PROPOSALS_MAX));
+    while let Some(command) = proposals.recv().await {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let control = control.clone();
+        tokio::spawn(async move {
+            if let Err(error) = control.change(command.clone()).await {
+                tracing::debug!(%error, ?command, "a proposal came to nothing");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn note_reports(control: Control, mut reports: UnboundedReceiver<Report>) {
+    while let Some(report) = reports.recv().await {
+        control.inner.reports.count(&report);
+        match &report {
+            Report::ReplicaFaulted { .. }
+            | Report::ReplicaMissing { .. }
+            | Report::Unverified { .. } => tracing::error!(?report),
+            Report::Mismatch { .. } | Report::SlowPeer { .. } => tracing::warn!(?report),
+            Report::Activated { .. } => tracing::info!(?report),
+        }
+    }
+}
+
+/// A leader whose connections close may be dead: an election now, not after the timeout.
+async fn watch_leader(control: Control, mut peer_closed: UnboundedReceiver<ServerId>) {
+    while let Some(peer) = peer_closed.recv().await {
+        let log = &control.inner.log;
+        if log.status().leader == Some(peer.0) {
+            tracing::info!(%peer, "the leader's connection closed: standing for election");
+            log.trigger_election().await;
+        }
+    }
+}
