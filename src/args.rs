@@ -360,9 +360,7 @@ pub fn parse_volume_name(text: &str) -> Result<String, String> {
         ));
     }
     if text.len() > VOLUME_NAME_BYTES_MAX {
-        return Err(format!(
-            "a volume name has at most {VOLUME_NAME_BYTES_MAX} characters"
-        ));
+        return Err(format!("a volume name has at most {VOLUME_NAME_BYTES_MAX} characters"));
     }
     Ok(text.to_owned())
 }
@@ -381,9 +379,7 @@ const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 pub fn parse_segment_bytes(text: &str) -> Result<u64, String> {
     let bytes = size::parse_bytes(text).map_err(|why| why.to_string())?;
     if !bytes.is_power_of_two() || bytes < SEGMENT_BYTES_MIN {
-        return Err(format!(
-            "a segment size is a power of two from 1MiB, not {text}"
-        ));
+        return Err(format!("a segment size is a power of two from 1MiB, not {text}"));
     }
     Ok(bytes)
 }

@@ -62,11 +62,7 @@ impl Client {
             .max_idle_connections(0)
             .user_agent(concat!("petrel/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self {
-            agent: config.new_agent(),
-            urls,
-            preferred: Cell::new(0),
-        }
+        Self { agent: config.new_agent(), urls, preferred: Cell::new(0) }
     }
 
     /// Fetches `route` as JSON. `doing` says in an error what was being tried.
@@ -120,10 +116,7 @@ impl Client {
             }
         }
         without_leader.unwrap_or_else(|| {
-            Err(Error::Unreachable {
-                doing: doing.to_owned(),
-                tried: tried.join("; "),
-            })
+            Err(Error::Unreachable { doing: doing.to_owned(), tried: tried.join("; ") })
         })
     }
 
@@ -135,13 +128,9 @@ impl Client {
     ) -> Result<(u16, Vec<u8>), Attempt> {
         let target = format!("{url}{route}");
         let sent = match request {
-            Request::Get => self
-                .agent
-                .get(&target)
-                .config()
-                .timeout_global(Some(READ_TIMEOUT))
-                .build()
-                .call(),
+            Request::Get => {
+                self.agent.get(&target).config().timeout_global(Some(READ_TIMEOUT)).build().call()
+            }
             Request::Post(body) => self
                 .agent
                 .post(&target)
@@ -189,11 +178,7 @@ fn classify(why: ureq::Error) -> Attempt {
         ),
         _ => false,
     };
-    if not_sent {
-        Attempt::NotSent(text)
-    } else {
-        Attempt::NoAnswer(text)
-    }
+    if not_sent { Attempt::NotSent(text) } else { Attempt::NoAnswer(text) }
 }
 
 /// Turns an answer into its JSON value, or into the problem it tells of.
@@ -222,19 +207,12 @@ fn judge(doing: &str, url: &BaseUrl, status: u16, body: &[u8]) -> Result<Value, 
         extra: serde_json::Map::new(),
     });
     problem.status.get_or_insert(status);
-    Err(Error::Problem {
-        doing: doing.to_owned(),
-        problem: Box::new(problem),
-    })
+    Err(Error::Problem { doing: doing.to_owned(), problem: Box::new(problem) })
 }
 
 fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    text.trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(EXCERPT_CHARS)
-        .collect()
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(EXCERPT_CHARS).collect()
 }
 
 /// Reads a server's JSON value as `T`; `route` says in the error which answer it was.

@@ -42,10 +42,7 @@ pub enum Error {
     Usage(String),
     /// A server answered, and its answer was no.
     #[error("{doing}: {}", describe(problem))]
-    Problem {
-        doing: String,
-        problem: Box<Problem>,
-    },
+    Problem { doing: String, problem: Box<Problem> },
     /// No server could be asked; nothing has happened.
     #[error("{doing}: no server answers ({tried})")]
     Unreachable { doing: String, tried: String },
@@ -53,40 +50,19 @@ pub enum Error {
     #[error(
         "{doing}: {url} took the request and did not answer ({why}); it may have been carried out, look before you repeat it"
     )]
-    Unanswered {
-        doing: String,
-        url: String,
-        why: String,
-    },
+    Unanswered { doing: String, url: String, why: String },
     #[error("{doing}: {url} did not answer as a Petrel server does: {why}")]
-    BadAnswer {
-        doing: String,
-        url: String,
-        why: String,
-    },
+    BadAnswer { doing: String, url: String, why: String },
     #[error("there is no {what} {name}")]
     NoSuch { what: &'static str, name: String },
     #[error("migration {id} of {segment} {state}: {reason}")]
-    MigrationEnded {
-        id: String,
-        segment: String,
-        state: String,
-        reason: String,
-    },
+    MigrationEnded { id: String, segment: String, state: String, reason: String },
     #[error(
         "server {server} is no longer draining (it is {state}): somebody called it off, with {segments} segments still on it"
     )]
-    DrainCalledOff {
-        server: String,
-        state: String,
-        segments: u64,
-    },
+    DrainCalledOff { server: String, state: String, segments: u64 },
     #[error("server {server} still holds segments after {seconds} s: {waiting_for}")]
-    DrainTimedOut {
-        server: String,
-        seconds: u64,
-        waiting_for: String,
-    },
+    DrainTimedOut { server: String, seconds: u64, waiting_for: String },
     #[error(transparent)]
     Dev(#[from] DevError),
     #[error("stdout was closed")]
@@ -97,13 +73,7 @@ pub enum Error {
 
 /// The server's own words, with its status where they do not already say it.
 fn describe(problem: &Problem) -> String {
-    let Problem {
-        kind: _,
-        title,
-        status,
-        detail,
-        extra: _,
-    } = problem;
+    let Problem { kind: _, title, status, detail, extra: _ } = problem;
     let status = status.map_or_else(String::new, |status| format!(" ({status})"));
     match (title.is_empty(), detail.is_empty()) {
         (false, false) if title != detail => format!("{title}{status}: {detail}"),

@@ -49,15 +49,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: Output) -> Result<(), Error> {
-    let Cli {
-        json: _,
-        cluster,
-        command,
-    } = cli;
-    let context = Context {
-        client: Client::new(cluster),
-        output,
-    };
+    let Cli { json: _, cluster, command } = cli;
+    let context = Context { client: Client::new(cluster), output };
     match command {
         Command::Dev(args) => Ok(dev::run(&args, output)?),
         Command::Status => commands::status::run(&context),

@@ -218,10 +218,7 @@ impl Migration {
             return 100;
         }
         let copied = self.bytes_copied.min(self.bytes_total);
-        copied
-            .saturating_mul(100)
-            .checked_div(self.bytes_total)
-            .unwrap_or(0)
+        copied.saturating_mul(100).checked_div(self.bytes_total).unwrap_or(0)
     }
 }
 
@@ -237,12 +234,7 @@ pub struct Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            server,
-            score,
-            mode,
-        } = self;
+        let Self { kind, server, score, mode } = self;
         f.write_str(kind)?;
         if let Some(score) = score {
             write!(f, " {score:.0}")?;

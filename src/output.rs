@@ -36,11 +36,7 @@ impl Output {
         value: &T,
         human: impl FnOnce() -> String,
     ) -> Result<(), Error> {
-        if self.json {
-            self.json_line(value)
-        } else {
-            self.text(&human())
-        }
+        if self.json { self.json_line(value) } else { self.text(&human()) }
     }
 
     /// Prints one JSON value on one line, in one write.

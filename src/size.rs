@@ -23,16 +23,12 @@ const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 /// When it is not a whole number with a known binary unit, or exceeds 64 bits.
 pub fn parse_bytes(text: &str) -> Result<u64, SizeError> {
     let trimmed = text.trim();
-    let digits_end = trimmed
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(trimmed.len());
+    let digits_end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (digits, unit) = trimmed.split_at(digits_end);
     if digits.is_empty() {
         return Err(SizeError::NotASize(text.to_owned()));
     }
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| SizeError::TooLarge(text.to_owned()))?;
+    let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge(text.to_owned()))?;
     let unit = unit.trim_start().to_ascii_lowercase();
     let power = match unit.as_str() {
         "" | "b" => 0,
@@ -49,9 +45,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, SizeError> {
         }
         _ => return Err(SizeError::NotASize(text.to_owned())),
     };
-    number
-        .checked_mul(1 << (10 * power))
-        .ok_or_else(|| SizeError::TooLarge(text.to_owned()))
+    number.checked_mul(1 << (10 * power)).ok_or_else(|| SizeError::TooLarge(text.to_owned()))
 }
 
 /// Writes bytes for people: `4 GiB`, `1.5 MiB`, `17 B`. One decimal at most, so it may round.
@@ -92,20 +86,14 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in ["", "G", "-4G", "1.5G", "4 G iB", "4X", "४G", "4Gé"] {
-            assert!(
-                matches!(parse_bytes(text), Err(SizeError::NotASize(_))),
-                "{text}"
-            );
+            assert!(matches!(parse_bytes(text), Err(SizeError::NotASize(_))), "{text}");
         }
     }
 
     #[test]
     fn a_size_beyond_64_bits_is_refused() {
         for text in ["16E", "99999999999999999999"] {
-            assert!(
-                matches!(parse_bytes(text), Err(SizeError::TooLarge(_))),
-                "{text}"
-            );
+            assert!(matches!(parse_bytes(text), Err(SizeError::TooLarge(_))), "{text}");
         }
         assert_eq!(parse_bytes("15E"), Ok(15 << 60));
     }

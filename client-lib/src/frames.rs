@@ -17,10 +17,7 @@ enum Wanted {
     #[default]
     Header,
     /// The fields come into a buffer of their own.
-    Meta {
-        header: Header,
-        bytes: [u8; HEADER_BYTES],
-    },
+    Meta { header: Header, bytes: [u8; HEADER_BYTES] },
     /// The payload comes into a buffer of its own.
     Payload { header: Header, meta: Vec<u8> },
 }
@@ -88,9 +85,7 @@ impl FrameReader {
         buffer: Buffer,
     ) -> Result<Option<Message<Data>>, WireError> {
         match std::mem::take(&mut self.wanted) {
-            Wanted::Header => Err(WireError::Malformed {
-                what: "payload nobody waited for",
-            }),
+            Wanted::Header => Err(WireError::Malformed { what: "payload nobody waited for" }),
             Wanted::Meta { header, bytes } => {
                 header.verify(&bytes, &buffer)?;
                 if header.payload_bytes == 0 {
@@ -101,9 +96,7 @@ impl FrameReader {
             }
             Wanted::Payload { header, meta } => {
                 let data = Data::new(buffer.share());
-                let data = data.ok_or(WireError::Malformed {
-                    what: "payload length",
-                })?;
+                let data = data.ok_or(WireError::Malformed { what: "payload length" })?;
                 wire::decode(&header, &meta, Some(data)).map(Some)
             }
         }

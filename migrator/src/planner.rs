@@ -88,18 +88,13 @@ pub fn plan(view: View<'_>, policy: &Policy, memory: &mut Memory) -> Plan {
         plan: Plan::default(),
     };
     let rebuilds = planning.rebuilds(memory);
-    let draining: BTreeSet<ServerId> = view
-        .map
-        .servers()
-        .filter(|s| s.state == ServerState::Draining)
-        .map(|s| s.id)
-        .collect();
+    let draining: BTreeSet<ServerId> =
+        view.map.servers().filter(|s| s.state == ServerState::Draining).map(|s| s.id).collect();
     let drains = planning.reliefs(&draining, CauseKind::Drain);
     let frozen = planning.is_group_event(memory);
     let ill = planning.relieved(memory, frozen);
     planning.ill.clone_from(&ill);
-    let evacuations =
-        if frozen { Vec::new() } else { planning.reliefs(&ill, CauseKind::Score) };
+    let evacuations = if frozen { Vec::new() } else { planning.reliefs(&ill, CauseKind::Score) };
     planning.hand_over(&ill, &draining, frozen, memory);
     for wishes in [rebuilds, evacuations, drains] {
         planning.grant(wishes, memory);
@@ -193,8 +188,12 @@ impl<'a> Planning<'a> {
                     continue;
                 }
             };
-            let cause =
-                Cause { kind: CauseKind::Rebuild, server: None, score_hundredths: None, mode: None };
+            let cause = Cause {
+                kind: CauseKind::Rebuild,
+                server: None,
+                score_hundredths: None,
+                mode: None,
+            };
             let worth = self.worth(config, 1.0);
             wishes.push(Wish { config, from: None, rather_to, cause, rank: have, worth, why });
         }
@@ -239,11 +238,7 @@ impl<'a> Planning<'a> {
     }
 
     /// Every replica of these servers is to leave.
-    fn reliefs(
-        &mut self,
-        servers: &BTreeSet<ServerId>,
-        kind: CauseKind,
-    ) -> Vec<Wish<'a>> {
+    fn reliefs(&mut self, servers: &BTreeSet<ServerId>, kind: CauseKind) -> Vec<Wish<'a>> {
         let mut wishes = Vec::new();
         for &server in servers {
             let health = self.health(server);
@@ -458,9 +453,8 @@ impl<'a> Planning<'a> {
             let choose = |excluded: &dyn Fn(ServerId) -> bool| {
                 choose_target_replacing(map, config.segment, from, excluded)
             };
-            let returned = rather_to.and_then(|rather| {
-                choose(&|server| server != rather || excluded(server)).ok()
-            });
+            let returned = rather_to
+                .and_then(|rather| choose(&|server| server != rather || excluded(server)).ok());
             match returned.map_or_else(|| choose(&excluded), Ok) {
                 Ok(to) => {
                     *self.planned_in_bytes.entry(to).or_default() += bytes;

@@ -21,13 +21,8 @@ type Disk = Arc<RwLock<Vec<u8>>>;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let listen = arguments
-        .next()
-        .context("usage: memory unix:PATH|tcp:HOST:PORT [MIB]")?;
-    let mib: usize = arguments
-        .next()
-        .map_or(Ok(256), |mib| mib.parse())
-        .context("size in MiB")?;
+    let listen = arguments.next().context("usage: memory unix:PATH|tcp:HOST:PORT [MIB]")?;
+    let mib: usize = arguments.next().map_or(Ok(256), |mib| mib.parse()).context("size in MiB")?;
     let disk: Disk = Arc::new(RwLock::new(vec![0; mib << 20]));
     let mut export = ExportInfo::new("memory", "a disk in memory", u64::try_from(mib << 20)?)?;
     export.can_multi_conn = true;
@@ -54,11 +49,7 @@ fn main() -> anyhow::Result<()> {
 fn spawn(stream: impl Read + Write + Send + 'static, exports: &[ExportInfo], disk: &Disk) {
     let (exports, disk) = (exports.to_vec(), Arc::clone(disk));
     std::thread::spawn(move || {
-        let mut connection = Connection {
-            stream,
-            inbox: Vec::new(),
-            reply: Vec::new(),
-        };
+        let mut connection = Connection { stream, inbox: Vec::new(), reply: Vec::new() };
         if let Err(error) = connection.serve(&exports, &disk) {
             eprintln!("memory: {error:#}");
         }
@@ -88,10 +79,7 @@ impl<S: Read + Write> Connection<S> {
             match session.judge(&header) {
                 Verdict::Serve(request) => self.work(&session, &header, request, disk)?,
                 Verdict::Succeed => session.success(header.command, header.cookie, &mut self.reply),
-                Verdict::Refuse {
-                    error,
-                    payload_bytes,
-                } => {
+                Verdict::Refuse { error, payload_bytes } => {
                     self.payload(payload_bytes)?;
                     session.failure(header.command, header.cookie, error, &mut self.reply);
                 }
@@ -127,10 +115,7 @@ impl<S: Read + Write> Connection<S> {
         disk: &Disk,
     ) -> anyhow::Result<()> {
         match request {
-            Request::Read {
-                range,
-                one_chunk: _,
-            } => {
+            Request::Read { range, one_chunk: _ } => {
                 session.read_header(header.cookie, range, &mut self.reply);
                 let disk = disk.read().expect("no holder of the lock panics");
                 self.reply.extend_from_slice(&disk[span(range)?]);
@@ -142,21 +127,11 @@ impl<S: Read + Write> Connection<S> {
                 disk[span(range)?].copy_from_slice(&payload);
             }
             Request::Trim { range, fua: _ }
-            | Request::WriteZeroes {
-                range,
-                fua: _,
-                keep_allocated: _,
-            } => {
+            | Request::WriteZeroes { range, fua: _, keep_allocated: _ } => {
                 disk.write().expect("no holder of the lock panics")[span(range)?].fill(0);
             }
-            Request::BlockStatus {
-                range,
-                one_extent: _,
-            } => {
-                let all = Extent {
-                    length_bytes: range.length_bytes,
-                    flags: 0,
-                };
+            Request::BlockStatus { range, one_extent: _ } => {
+                let all = Extent { length_bytes: range.length_bytes, flags: 0 };
                 session.block_status(header.cookie, &[all], &mut self.reply);
                 return Ok(());
             }

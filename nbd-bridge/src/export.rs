@@ -25,11 +25,7 @@ pub enum ExportError {
          minimum up to 64 KiB, preferred from 512 bytes to 32 MiB and not under the minimum, \
          and a multiple of both as payload, from 1 MiB to 32 MiB"
     )]
-    BlockSizes {
-        minimum_bytes: u32,
-        preferred_bytes: u32,
-        payload_bytes_max: u32,
-    },
+    BlockSizes { minimum_bytes: u32, preferred_bytes: u32, payload_bytes_max: u32 },
 }
 
 /// What requests must be multiples of, what they had better be, and how large they may get.
@@ -43,11 +39,8 @@ pub struct BlockSizes {
 impl BlockSizes {
     /// Any byte range is served, whole blocks of 4 KiB are served best. A minimum of 1 keeps
     /// clients that never ask for block sizes correct.
-    pub const DEFAULT: Self = Self {
-        minimum_bytes: 1,
-        preferred_bytes: 4096,
-        payload_bytes_max: PAYLOAD_BYTES_MAX,
-    };
+    pub const DEFAULT: Self =
+        Self { minimum_bytes: 1, preferred_bytes: 4096, payload_bytes_max: PAYLOAD_BYTES_MAX };
 
     /// # Errors
     /// When the three do not obey the protocol's rules, or exceed what this library serves.
@@ -64,17 +57,9 @@ impl BlockSizes {
             && payload_bytes_max.is_multiple_of(preferred_bytes)
             && (1 << 20..=PAYLOAD_BYTES_MAX).contains(&payload_bytes_max);
         if good {
-            Ok(Self {
-                minimum_bytes,
-                preferred_bytes,
-                payload_bytes_max,
-            })
+            Ok(Self { minimum_bytes, preferred_bytes, payload_bytes_max })
         } else {
-            Err(ExportError::BlockSizes {
-                minimum_bytes,
-                preferred_bytes,
-                payload_bytes_max,
-            })
+            Err(ExportError::BlockSizes { minimum_bytes, preferred_bytes, payload_bytes_max })
         }
     }
 

@@ -168,10 +168,7 @@ impl Handshake {
         } else {
             Outcome::Close(CloseReason::UnknownClientFlags { flags })
         };
-        Step {
-            consumed: CLIENT_FLAGS_BYTES,
-            outcome,
-        }
+        Step { consumed: CLIENT_FLAGS_BYTES, outcome }
     }
 
     fn option(&mut self, exports: &dyn Exports, inbox: &[u8], reply: &mut Vec<u8>) -> Step {
@@ -179,17 +176,11 @@ impl Handshake {
             Ok(Some(header)) => header,
             Ok(None) => return need(OPTION_HEADER_BYTES),
             Err(option::BadMagic) => {
-                return Step {
-                    consumed: 0,
-                    outcome: Outcome::Close(CloseReason::BadOptionMagic),
-                };
+                return Step { consumed: 0, outcome: Outcome::Close(CloseReason::BadOptionMagic) };
             }
         };
         if self.options >= OPTIONS_MAX {
-            return Step {
-                consumed: 0,
-                outcome: Outcome::Close(CloseReason::TooManyOptions),
-            };
+            return Step { consumed: 0, outcome: Outcome::Close(CloseReason::TooManyOptions) };
         }
         let OptionHeader { kind, data_bytes } = header;
         let mut replier = Replier::new(kind, reply);
@@ -204,10 +195,7 @@ impl Handshake {
             return need(header.message_bytes());
         };
         self.options = self.options.saturating_add(1);
-        Step {
-            consumed: message_bytes,
-            outcome: self.answer(exports, kind, data, &mut replier),
-        }
+        Step { consumed: message_bytes, outcome: self.answer(exports, kind, data, &mut replier) }
     }
 
     fn too_long(&mut self, kind: OptionKind, bytes: u32, replier: &mut Replier<'_>) -> Outcome {
@@ -249,10 +237,7 @@ impl Handshake {
             self.phase = Phase::Skipping { bytes: left };
             Outcome::NeedMore { inbox_bytes: 1 }
         };
-        Step {
-            consumed: usize::try_from(here).unwrap_or(inbox.len()),
-            outcome,
-        }
+        Step { consumed: usize::try_from(here).unwrap_or(inbox.len()), outcome }
     }
 
     fn answer(
@@ -274,10 +259,7 @@ impl Handshake {
             }
             OptionKind::List => {
                 if data.is_empty() {
-                    exports
-                        .list()
-                        .iter()
-                        .for_each(|export| replier.server(export));
+                    exports.list().iter().for_each(|export| replier.server(export));
                     replier.ack();
                 } else {
                     replier.error(REP_ERR_INVALID, "LIST takes no data");
@@ -326,11 +308,7 @@ impl Handshake {
         let Some(export) = export else {
             return Outcome::Close(CloseReason::ExportNameRefused);
         };
-        let zeroes = if self.no_zeroes {
-            0
-        } else {
-            EXPORT_NAME_ZEROES
-        };
+        let zeroes = if self.no_zeroes { 0 } else { EXPORT_NAME_ZEROES };
         replier.export_name(&export, self.structured_replies, zeroes);
         Outcome::Transmission(self.negotiated(export))
     }
@@ -346,12 +324,7 @@ impl Handshake {
             replier.error(REP_ERR_INVALID, "the lengths in the option do not add up");
             return None;
         };
-        let InfoRequest {
-            name,
-            asks_name,
-            asks_description,
-            asks_block_size,
-        } = request;
+        let InfoRequest { name, asks_name, asks_description, asks_block_size } = request;
         if name.len() > STRING_BYTES_MAX {
             replier.error(REP_ERR_TOO_BIG, "the export name is longer than 4096 bytes");
             return None;
@@ -405,10 +378,7 @@ impl Handshake {
         replier: &mut Replier<'_>,
     ) -> Option<(MetaRequest, ExportInfo)> {
         if !self.structured_replies {
-            replier.error(
-                REP_ERR_INVALID,
-                "metadata contexts need structured replies first",
-            );
+            replier.error(REP_ERR_INVALID, "metadata contexts need structured replies first");
             return None;
         }
         let Some((name, request)) = MetaRequest::read(data) else {
@@ -442,8 +412,5 @@ fn find(exports: &dyn Exports, name: &[u8]) -> Option<ExportInfo> {
 }
 
 const fn need(inbox_bytes: usize) -> Step {
-    Step {
-        consumed: 0,
-        outcome: Outcome::NeedMore { inbox_bytes },
-    }
+    Step { consumed: 0, outcome: Outcome::NeedMore { inbox_bytes } }
 }

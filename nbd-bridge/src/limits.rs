@@ -29,7 +29,4 @@ pub const PAYLOAD_BYTES_SKIPPED_MAX: u32 = 64 << 20;
 
 const _: () = assert!(OPTION_BYTES_MAX < OPTION_BYTES_SKIPPED_MAX);
 const _: () = assert!(PAYLOAD_BYTES_MAX <= PAYLOAD_BYTES_SKIPPED_MAX);
-const _: () = assert!(
-    STRING_BYTES_MAX < 1 << 16,
-    "an error message's length is 16 bits"
-);
+const _: () = assert!(STRING_BYTES_MAX < 1 << 16, "an error message's length is 16 bits");

@@ -21,9 +21,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let ran = Settings::judge(args)
-        .and_then(Bridge::start)
-        .and_then(Bridge::run);
+    let ran = Settings::judge(args).and_then(Bridge::start).and_then(Bridge::run);
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

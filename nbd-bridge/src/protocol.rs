@@ -242,10 +242,7 @@ mod tests {
     fn every_option_and_command_number_survives_a_round_trip() {
         for code in 0..64_u16 {
             assert_eq!(Command::from_code(code).code(), code);
-            assert_eq!(
-                OptionKind::from_code(u32::from(code)).code(),
-                u32::from(code)
-            );
+            assert_eq!(OptionKind::from_code(u32::from(code)).code(), u32::from(code));
         }
     }
 

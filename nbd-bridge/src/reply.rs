@@ -60,17 +60,8 @@ pub fn chunk_offset_data(
     data_bytes: u32,
     last: Last,
 ) {
-    assert!(
-        (1..=PAYLOAD_BYTES_MAX).contains(&data_bytes),
-        "a data chunk of {data_bytes} bytes"
-    );
-    chunk(
-        out,
-        cookie,
-        CHUNK_OFFSET_DATA,
-        last,
-        data_bytes.saturating_add(8),
-    );
+    assert!((1..=PAYLOAD_BYTES_MAX).contains(&data_bytes), "a data chunk of {data_bytes} bytes");
+    chunk(out, cookie, CHUNK_OFFSET_DATA, last, data_bytes.saturating_add(8));
     out.extend_from_slice(&offset_bytes.to_be_bytes());
 }
 
@@ -97,13 +88,7 @@ pub fn chunk_offset_hole(
 /// When `message` does not fit a string of the protocol.
 pub fn chunk_error(out: &mut Vec<u8>, cookie: Cookie, error: Errno, message: &str, last: Last) {
     let bytes = message_bytes(message);
-    chunk(
-        out,
-        cookie,
-        CHUNK_ERROR,
-        last,
-        u32::from(bytes).saturating_add(6),
-    );
+    chunk(out, cookie, CHUNK_ERROR, last, u32::from(bytes).saturating_add(6));
     error_body(out, error, bytes, message);
 }
 
@@ -120,13 +105,7 @@ pub fn chunk_error_offset(
     last: Last,
 ) {
     let bytes = message_bytes(message);
-    chunk(
-        out,
-        cookie,
-        CHUNK_ERROR_OFFSET,
-        last,
-        u32::from(bytes).saturating_add(14),
-    );
+    chunk(out, cookie, CHUNK_ERROR_OFFSET, last, u32::from(bytes).saturating_add(14));
     error_body(out, error, bytes, message);
     out.extend_from_slice(&offset_bytes.to_be_bytes());
 }
@@ -148,11 +127,7 @@ pub fn chunk_block_status(
     assert!(count > 0 && bytes <= PAYLOAD_BYTES_MAX, "{count} extents");
     chunk(out, cookie, CHUNK_BLOCK_STATUS, last, bytes);
     out.extend_from_slice(&context_id.to_be_bytes());
-    for Extent {
-        length_bytes,
-        flags,
-    } in extents
-    {
+    for Extent { length_bytes, flags } in extents {
         assert!(*length_bytes > 0, "an extent of no bytes");
         out.extend_from_slice(&length_bytes.to_be_bytes());
         out.extend_from_slice(&flags.to_be_bytes());
@@ -178,10 +153,6 @@ fn error_body(out: &mut Vec<u8>, error: Errno, message_bytes: u16, message: &str
 }
 
 fn message_bytes(message: &str) -> u16 {
-    assert!(
-        message.len() <= STRING_BYTES_MAX,
-        "an error message of {} bytes",
-        message.len()
-    );
+    assert!(message.len() <= STRING_BYTES_MAX, "an error message of {} bytes", message.len());
     u16::try_from(message.len()).unwrap_or(u16::MAX)
 }

@@ -140,12 +140,8 @@ pub struct Session {
 impl Session {
     #[must_use]
     pub fn new(negotiated: &Negotiated) -> Self {
-        let Negotiated {
-            export,
-            structured_replies,
-            base_allocation,
-            block_sizes_asked: _,
-        } = negotiated;
+        let Negotiated { export, structured_replies, base_allocation, block_sizes_asked: _ } =
+            negotiated;
         Self {
             size_bytes: export.size_bytes,
             read_only: export.read_only,
@@ -187,22 +183,13 @@ impl Session {
         match self.admit(header) {
             Ok(Some(request)) => Verdict::Serve(request),
             Ok(None) => Verdict::Succeed,
-            Err(error) => Verdict::Refuse {
-                error,
-                payload_bytes,
-            },
+            Err(error) => Verdict::Refuse { error, payload_bytes },
         }
     }
 
     /// `Ok(None)` is a good request that touches no byte.
     fn admit(&self, header: &RequestHeader) -> Result<Option<Request>, Errno> {
-        let RequestHeader {
-            flags,
-            command,
-            cookie: _,
-            offset_bytes,
-            length_bytes,
-        } = *header;
+        let RequestHeader { flags, command, cookie: _, offset_bytes, length_bytes } = *header;
         if self.stopping {
             return Err(Errno::Shutdown);
         }
@@ -269,11 +256,7 @@ impl Session {
     }
 
     const fn writable(&self) -> Result<(), Errno> {
-        if self.read_only {
-            Err(Errno::Perm)
-        } else {
-            Ok(())
-        }
+        if self.read_only { Err(Errno::Perm) } else { Ok(()) }
     }
 
     fn range(
@@ -296,10 +279,7 @@ impl Session {
         {
             return Err(Errno::Inval);
         }
-        Ok((length_bytes > 0).then_some(Range {
-            offset_bytes,
-            length_bytes,
-        }))
+        Ok((length_bytes > 0).then_some(Range { offset_bytes, length_bytes }))
     }
 
     /// Answers a request that succeeded and returns no data: anything but a READ or BLOCK_STATUS
@@ -324,10 +304,7 @@ impl Session {
     /// The header of a READ that returns its whole range as data; the data must follow, all of
     /// it, because a simple reply leaves no way to take the header back.
     pub fn read_header(&self, cookie: Cookie, range: Range, out: &mut Vec<u8>) {
-        let Range {
-            offset_bytes,
-            length_bytes,
-        } = range;
+        let Range { offset_bytes, length_bytes } = range;
         if self.structured_replies {
             reply::chunk_offset_data(out, cookie, offset_bytes, length_bytes, Last::Done);
         } else {
@@ -338,10 +315,7 @@ impl Session {
     /// Answers a BLOCK_STATUS. `extents` start at the range's offset; with REQ_ONE there is one
     /// and it stays inside the range.
     pub fn block_status(&self, cookie: Cookie, extents: &[Extent], out: &mut Vec<u8>) {
-        assert!(
-            self.base_allocation,
-            "block status for a client that did not ask for it"
-        );
+        assert!(self.base_allocation, "block status for a client that did not ask for it");
         reply::chunk_block_status(out, cookie, BASE_ALLOCATION_ID, extents, Last::Done);
     }
 

@@ -8,14 +8,8 @@
 //! that pays and not a taste.
 
 /// (probability within the horizon, score).
-const KNOTS: [(f64, f64); 6] = [
-    (1e-5, 0.0),
-    (5e-4, 10.0),
-    (0.02, 50.0),
-    (0.08, 70.0),
-    (0.30, 90.0),
-    (0.999, 100.0),
-];
+const KNOTS: [(f64, f64); 6] =
+    [(1e-5, 0.0), (5e-4, 10.0), (0.02, 50.0), (0.08, 70.0), (0.30, 90.0), (0.999, 100.0)];
 
 /// Log odds. `p` is clamped away from 0 and 1, where they are infinite.
 pub(crate) fn logit(p: f64) -> f64 {

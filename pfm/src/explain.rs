@@ -14,11 +14,7 @@ pub(crate) fn ms(us: f64) -> String {
 
 /// A ratio: `1.6×`, `240×`.
 pub(crate) fn times(ratio: f64) -> String {
-    if ratio < 10.0 {
-        format!("{ratio:.1}×")
-    } else {
-        format!("{ratio:.0}×")
-    }
+    if ratio < 10.0 { format!("{ratio:.1}×") } else { format!("{ratio:.0}×") }
 }
 
 #[cfg(test)]

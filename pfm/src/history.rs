@@ -82,42 +82,21 @@ impl History {
         }
         let at_s = sample.at_s;
         self.samples += 1;
-        let Sample {
-            io_errors,
-            checksum_mismatches,
-            timeouts,
-            ..
-        } = sample;
+        let Sample { io_errors, checksum_mismatches, timeouts, .. } = sample;
         if io_errors > 0 || checksum_mismatches > 0 || timeouts > 0 {
-            self.errors.push_back(Errors {
-                at_s,
-                io_errors,
-                checksum_mismatches,
-                timeouts,
-            });
+            self.errors.push_back(Errors { at_s, io_errors, checksum_mismatches, timeouts });
         }
         for kind in Kind::ALL {
             if sample.activity(kind).count > 0 {
                 self.last_active_s[kind.index()] = Some(at_s);
             }
         }
-        self.slots.push_back(Slot {
-            sample,
-            judged: [None, None],
-        });
+        self.slots.push_back(Slot { sample, judged: [None, None] });
         let oldest_s = at_s.saturating_sub(HISTORY_S - 1);
-        while self
-            .slots
-            .front()
-            .is_some_and(|slot| slot.sample.at_s < oldest_s)
-        {
+        while self.slots.front().is_some_and(|slot| slot.sample.at_s < oldest_s) {
             self.slots.pop_front();
         }
-        while self
-            .errors
-            .front()
-            .is_some_and(|errors| errors.at_s < oldest_s)
-        {
+        while self.errors.front().is_some_and(|errors| errors.at_s < oldest_s) {
             self.errors.pop_front();
         }
         self.judge(at_s, peers, config);
@@ -141,9 +120,7 @@ impl History {
     }
 
     pub(crate) fn errors_since(&self, since_s: u64) -> impl Iterator<Item = &Errors> {
-        self.errors
-            .iter()
-            .filter(move |errors| errors.at_s >= since_s)
+        self.errors.iter().filter(move |errors| errors.at_s >= since_s)
     }
 
     fn judge(&mut self, now_s: u64, peers: &Peers, config: &fail_slow::Config) {
@@ -187,12 +164,7 @@ impl History {
                 && let (Some(p50_us), Some(bytes_per_op), Some(ops)) =
                     (median(&mut p50s_us), median(&mut sizes), median(&mut ops))
             {
-                self.baselines[index] = Some(Baseline {
-                    p50_us,
-                    bytes_per_op,
-                    ops,
-                    seconds,
-                });
+                self.baselines[index] = Some(Baseline { p50_us, bytes_per_op, ops, seconds });
             }
         }
         let mut known = self.baselines.iter().flatten().peekable();

@@ -99,9 +99,7 @@ impl Pfm {
     /// of another series (restart, other device), or from a clock set far back, restarts the
     /// history and what was learnt from it. The band in force is kept: a restart heals no disk.
     pub fn observe(&mut self, sample: Sample) {
-        let continued = self
-            .history
-            .observe(sample, &self.peers, &self.config.fail_slow);
+        let continued = self.history.observe(sample, &self.peers, &self.config.fail_slow);
         if !continued {
             self.fail_slow = FailSlowModel::default();
         }
@@ -124,21 +122,14 @@ impl Pfm {
             && self.history.samples() >= self.config.samples_min;
         let mut estimates = Vec::new();
         if fresh {
-            let slow = self
-                .fail_slow
-                .estimate(at_s, &self.history, &self.config.fail_slow);
+            let slow = self.fail_slow.estimate(at_s, &self.history, &self.config.fail_slow);
             let working = slow.is_some();
             estimates.extend(slow);
-            estimates.extend(
-                self.error
-                    .estimate(at_s, &self.history, working, &self.config.error),
-            );
+            estimates.extend(self.error.estimate(at_s, &self.history, working, &self.config.error));
         }
         let mut score = score::combine(self.config.server, self.config.horizon_s, estimates);
         score.sampled_at = rfc3339(sampled_s.unwrap_or(at_s));
-        score.band = self
-            .released
-            .update(at_s, score.score, &self.config.release);
+        score.band = self.released.update(at_s, score.score, &self.config.release);
         self.remember(at_s, &score);
         score
     }
@@ -146,11 +137,7 @@ impl Pfm {
     /// The scores given since `since_s`, oldest first, one a second, at most the last hour's.
     #[must_use]
     pub fn history(&self, since_s: u64) -> Vec<ScorePoint> {
-        self.points
-            .iter()
-            .filter(|point| point.at_s >= since_s)
-            .copied()
-            .collect()
+        self.points.iter().filter(|point| point.at_s >= since_s).copied().collect()
     }
 
     /// What to tell the peers: the newest sample with the newest score. `None` before the first

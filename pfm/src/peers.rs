@@ -62,11 +62,7 @@ impl Peers {
             Some(_) | None => {}
         }
         peer.recent.push_back(summary);
-        while peer
-            .recent
-            .front()
-            .is_some_and(|oldest| oldest.at_s + PEER_HISTORY_S < at_s)
-        {
+        while peer.recent.front().is_some_and(|oldest| oldest.at_s + PEER_HISTORY_S < at_s) {
             peer.recent.pop_front();
         }
         if at_s >= peer.baseline_due_s {
@@ -204,10 +200,7 @@ mod tests {
     #[test]
     fn an_idle_or_silent_peer_says_nothing() {
         let mut peers = Peers::default();
-        peers.observe(PeerSummary {
-            read_count: 0,
-            ..heard(2, 100, 0)
-        });
+        peers.observe(PeerSummary { read_count: 0, ..heard(2, 100, 0) });
         peers.observe(heard(3, 50, 300));
         let view = peers.view(100, Kind::Read, 4096.0);
         assert_eq!(view.active, 0);

@@ -154,10 +154,6 @@ pub(crate) struct Activity {
 
 impl Activity {
     fn new(count: u64, p50_us: u64, bytes: u64) -> Self {
-        Self {
-            count,
-            p50_us: p50_us as f64,
-            bytes_per_op: bytes as f64 / count.max(1) as f64,
-        }
+        Self { count, p50_us: p50_us as f64, bytes_per_op: bytes as f64 / count.max(1) as f64 }
     }
 }

@@ -113,11 +113,7 @@ pub struct ReleasePolicy {
 
 impl Default for ReleasePolicy {
     fn default() -> Self {
-        Self {
-            thresholds: [50.0, 70.0, 90.0],
-            leave_points: 15.0,
-            hold_s: 1_800,
-        }
+        Self { thresholds: [50.0, 70.0, 90.0], leave_points: 15.0, hold_s: 1_800 }
     }
 }
 
@@ -235,10 +231,7 @@ mod tests {
 
     #[test]
     fn a_band_is_entered_at_once_and_left_after_the_hold() {
-        let policy = ReleasePolicy {
-            hold_s: 10,
-            ..ReleasePolicy::default()
-        };
+        let policy = ReleasePolicy { hold_s: 10, ..ReleasePolicy::default() };
         let mut released = Released::default();
         assert_eq!(released.update(0, Some(40.0), &policy), Band::Quiet);
         assert_eq!(released.update(1, Some(75.0), &policy), Band::Shift);
@@ -252,10 +245,7 @@ mod tests {
 
     #[test]
     fn a_relapse_during_the_hold_starts_it_again() {
-        let policy = ReleasePolicy {
-            hold_s: 10,
-            ..ReleasePolicy::default()
-        };
+        let policy = ReleasePolicy { hold_s: 10, ..ReleasePolicy::default() };
         let mut released = Released::default();
         released.update(0, Some(75.0), &policy);
         released.update(1, Some(10.0), &policy);
@@ -266,10 +256,7 @@ mod tests {
 
     #[test]
     fn leaving_a_band_stops_at_the_highest_band_asked_for_meanwhile() {
-        let policy = ReleasePolicy {
-            hold_s: 10,
-            ..ReleasePolicy::default()
-        };
+        let policy = ReleasePolicy { hold_s: 10, ..ReleasePolicy::default() };
         let mut released = Released::default();
         released.update(0, Some(95.0), &policy);
         released.update(1, Some(60.0), &policy);
@@ -279,10 +266,7 @@ mod tests {
 
     #[test]
     fn not_knowing_neither_enters_a_band_nor_begins_to_leave_it() {
-        let policy = ReleasePolicy {
-            hold_s: 10,
-            ..ReleasePolicy::default()
-        };
+        let policy = ReleasePolicy { hold_s: 10, ..ReleasePolicy::default() };
         let mut released = Released::default();
         assert_eq!(released.update(0, None, &policy), Band::Quiet);
         released.update(1, Some(75.0), &policy);

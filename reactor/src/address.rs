@@ -66,9 +66,7 @@ impl FromStr for Address {
 
     /// A host name is resolved here and now, which may block.
     fn from_str(text: &str) -> Result<Address, AddressError> {
-        let form = || AddressError::Form {
-            text: text.to_owned(),
-        };
+        let form = || AddressError::Form { text: text.to_owned() };
         match text.split_once(':').ok_or_else(form)? {
             ("unix", path) if !path.is_empty() => Ok(Address::Unix(PathBuf::from(path))),
             ("tcp", host) => {
@@ -77,17 +75,12 @@ impl FromStr for Address {
                 }
                 let resolved = host
                     .to_socket_addrs()
-                    .map_err(|source| AddressError::Resolve {
-                        text: text.to_owned(),
-                        source,
-                    })?;
+                    .map_err(|source| AddressError::Resolve { text: text.to_owned(), source })?;
                 resolved
                     .into_iter()
                     .next()
                     .map(Address::Tcp)
-                    .ok_or_else(|| AddressError::Nowhere {
-                        text: text.to_owned(),
-                    })
+                    .ok_or_else(|| AddressError::Nowhere { text: text.to_owned() })
             }
             _ => Err(form()),
         }
@@ -146,10 +139,7 @@ pub fn bind(address: &Address) -> io::Result<(OwnedFd, Address)> {
 
 fn remove_if_stale(path: &Path, sock_addr: &SockAddr) -> io::Result<()> {
     let in_use = |what: &str| {
-        Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!("{} {what}", path.display()),
-        ))
+        Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} {what}", path.display())))
     };
     match path.symlink_metadata() {
         Ok(metadata) if metadata.file_type().is_socket() => {}
@@ -178,11 +168,7 @@ mod tests {
 
     #[test]
     fn an_address_reads_back_what_it_prints() {
-        for text in [
-            "tcp:127.0.0.1:7700",
-            "tcp:[::1]:80",
-            "unix:/run/petrel.sock",
-        ] {
+        for text in ["tcp:127.0.0.1:7700", "tcp:[::1]:80", "unix:/run/petrel.sock"] {
             let address: Address = text.parse().expect("a good address");
             assert_eq!(address.to_string(), text);
         }
@@ -196,14 +182,7 @@ mod tests {
 
     #[test]
     fn a_text_of_neither_form_is_refused() {
-        for text in [
-            "",
-            "unix:",
-            "unix",
-            "127.0.0.1:80",
-            "udp:127.0.0.1:80",
-            "tcp:127.0.0.1",
-        ] {
+        for text in ["", "unix:", "unix", "127.0.0.1:80", "udp:127.0.0.1:80", "tcp:127.0.0.1"] {
             text.parse::<Address>().expect_err(text);
         }
     }

@@ -2,10 +2,7 @@
 //!
 //! Invariant: the memory is aligned to 4 KiB, its capacity is a multiple of 4 KiB, all of it is
 //! initialised, and its address stays the same however the `Buffer` itself is moved.
-#![expect(
-    unsafe_code,
-    reason = "memory of a chosen alignment has to be managed by hand"
-)]
+#![expect(unsafe_code, reason = "memory of a chosen alignment has to be managed by hand")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -37,9 +34,7 @@ impl Memory {
         assert!(capacity > 0, "no buffer is made of nothing");
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         Memory { start, layout }
     }
 
@@ -93,10 +88,7 @@ impl Buffer {
 
     fn of(memory: Memory, len: usize) -> Buffer {
         assert!(len <= memory.capacity(), "{len} bytes do not fit");
-        Buffer {
-            memory: ManuallyDrop::new(memory),
-            len,
-        }
+        Buffer { memory: ManuallyDrop::new(memory), len }
     }
 
     /// Length in bytes.

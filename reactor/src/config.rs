@@ -13,9 +13,6 @@ pub struct ReactorConfig {
 
 impl Default for ReactorConfig {
     fn default() -> ReactorConfig {
-        ReactorConfig {
-            entries: 1024,
-            receive_buffer_bytes: 256 << 10,
-        }
+        ReactorConfig { entries: 1024, receive_buffer_bytes: 256 << 10 }
     }
 }

@@ -10,10 +10,7 @@ pub(crate) struct Fill {
 
 impl Fill {
     pub(crate) fn new(len: usize) -> Fill {
-        Fill {
-            buffer: Buffer::recycled(len),
-            filled: 0,
-        }
+        Fill { buffer: Buffer::recycled(len), filled: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -34,18 +31,12 @@ impl Fill {
 
     /// Where the kernel may write the missing bytes.
     pub(crate) fn target(&mut self) -> (*mut u8, usize) {
-        (
-            self.buffer.address().wrapping_add(self.filled),
-            self.missing(),
-        )
+        (self.buffer.address().wrapping_add(self.filled), self.missing())
     }
 
     /// The kernel has written `bytes` there.
     pub(crate) fn arrived(&mut self, bytes: usize) {
-        assert!(
-            bytes <= self.missing(),
-            "the kernel wrote beyond the buffer"
-        );
+        assert!(bytes <= self.missing(), "the kernel wrote beyond the buffer");
         self.filled += bytes;
     }
 
@@ -56,11 +47,7 @@ impl Fill {
 
     /// The whole payload.
     pub(crate) fn into_buffer(self) -> Buffer {
-        assert_eq!(
-            self.missing(),
-            0,
-            "a payload is handed out when it is whole"
-        );
+        assert_eq!(self.missing(), 0, "a payload is handed out when it is whole");
         self.buffer
     }
 }

@@ -3,10 +3,7 @@
 //! Invariant: the kernel writes only beyond `filled`. While it may, the inbox belongs to the
 //! operation in flight, wrapped in a [`Receiving`] that neither moves nor frees its memory, yet
 //! lets the bytes before `filled` be read and consumed.
-#![expect(
-    unsafe_code,
-    reason = "received bytes are read while the kernel writes behind them"
-)]
+#![expect(unsafe_code, reason = "received bytes are read while the kernel writes behind them")]
 
 use crate::ALIGNMENT_BYTES;
 use crate::buffer::Buffer;
@@ -93,10 +90,7 @@ impl Inbox {
 
     fn target(&mut self) -> (*mut u8, usize) {
         let memory = (self.memory.as_ref()).expect("room was made before the receive");
-        (
-            memory.address().wrapping_add(self.filled),
-            memory.len() - self.filled,
-        )
+        (memory.address().wrapping_add(self.filled), memory.len() - self.filled)
     }
 
     fn arrived(&mut self, bytes: usize) {

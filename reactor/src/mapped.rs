@@ -5,10 +5,7 @@
 //!
 //! Invariant: the whole mapping is backed by disk space reserved when the file was opened, so
 //! that a store never meets a full disk (which would be a signal, not an error).
-#![expect(
-    unsafe_code,
-    reason = "a mapping is sound only as long as nobody shortens the file"
-)]
+#![expect(unsafe_code, reason = "a mapping is sound only as long as nobody shortens the file")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -41,12 +38,8 @@ impl MappedFile {
                 format!("map nothing of {}", path.display()),
             ));
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         let len_bytes = u64::try_from(len).expect("usize fits 64 bits");
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len_bytes)?;
@@ -135,10 +128,7 @@ mod tests {
 
         let table = MappedFile::create_or_open(&path, 20_000).expect("opened and grown");
         assert_eq!(table[9_999], 7);
-        assert_eq!(
-            &table[15..25],
-            [0, 255, 255, 255, 255, 255, 255, 255, 255, 0]
-        );
+        assert_eq!(&table[15..25], [0, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
         assert_eq!(table.as_u64s().len(), 2_500);
         assert!(table[10_000..].iter().all(|byte| *byte == 0));
         let size = std::fs::metadata(&path).expect("there").len();

@@ -130,66 +130,37 @@ impl Operation {
     /// kept, unchanged, until its completion; it may be moved.
     pub(crate) fn entry(&mut self) -> squeue::Entry {
         match self {
-            Operation::Accept {
-                listener: _,
-                socket,
-            } => opcode::AcceptMulti::new(descriptor(socket))
-                .flags(libc::SOCK_CLOEXEC)
-                .build(),
-            Operation::Connect {
-                stream: _,
-                socket,
-                address,
-            } => opcode::Connect::new(descriptor(socket), address.as_ptr().cast(), address.len())
-                .build(),
-            Operation::Receive {
-                stream: _,
-                socket,
-                receiving,
-            } => {
+            Operation::Accept { listener: _, socket } => {
+                opcode::AcceptMulti::new(descriptor(socket)).flags(libc::SOCK_CLOEXEC).build()
+            }
+            Operation::Connect { stream: _, socket, address } => {
+                opcode::Connect::new(descriptor(socket), address.as_ptr().cast(), address.len())
+                    .build()
+            }
+            Operation::Receive { stream: _, socket, receiving } => {
                 // A payload's length is known, so the kernel may wait for all of it; what comes
                 // to an inbox is wanted as soon as there is any.
-                let flags = if receiving.is_fill() {
-                    libc::MSG_WAITALL
-                } else {
-                    0
-                };
+                let flags = if receiving.is_fill() { libc::MSG_WAITALL } else { 0 };
                 let (target, room) = receiving.target();
                 opcode::Recv::new(descriptor(socket), target, transfer_len(room))
                     .flags(flags)
                     .build()
             }
-            Operation::Send {
-                stream: _,
-                socket,
-                batch,
-            } => {
+            Operation::Send { stream: _, socket, batch } => {
                 let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
                     .expect("flags are not negative");
-                opcode::SendMsg::new(descriptor(socket), batch.header())
-                    .flags(flags)
-                    .build()
+                opcode::SendMsg::new(descriptor(socket), batch.header()).flags(flags).build()
             }
-            Operation::Read(Read {
-                file,
-                offset_bytes,
-                buffer,
-                done,
-                token: _,
-            }) => opcode::Read::new(
-                descriptor(file),
-                buffer.address().wrapping_add(*done),
-                transfer_len(buffer.len() - *done),
-            )
-            .offset(further(*offset_bytes, *done))
-            .build(),
-            Operation::Write(Write {
-                file,
-                offset_bytes,
-                data,
-                done,
-                token: _,
-            }) => {
+            Operation::Read(Read { file, offset_bytes, buffer, done, token: _ }) => {
+                opcode::Read::new(
+                    descriptor(file),
+                    buffer.address().wrapping_add(*done),
+                    transfer_len(buffer.len() - *done),
+                )
+                .offset(further(*offset_bytes, *done))
+                .build()
+            }
+            Operation::Write(Write { file, offset_bytes, data, done, token: _ }) => {
                 let rest = &data[*done..];
                 opcode::Write::new(descriptor(file), rest.as_ptr(), transfer_len(rest.len()))
                     .offset(further(*offset_bytes, *done))
@@ -202,11 +173,7 @@ impl Operation {
                     .offset(further(write.offset_bytes, write.done))
                     .build()
             }
-            Operation::Sync {
-                file,
-                data_only,
-                token: _,
-            } => {
+            Operation::Sync { file, data_only, token: _ } => {
                 let flags = if *data_only {
                     types::FsyncFlags::DATASYNC
                 } else {
@@ -214,13 +181,7 @@ impl Operation {
                 };
                 opcode::Fsync::new(descriptor(file)).flags(flags).build()
             }
-            Operation::Allocate {
-                file,
-                mode,
-                offset_bytes,
-                len_bytes,
-                token: _,
-            } => {
+            Operation::Allocate { file, mode, offset_bytes, len_bytes, token: _ } => {
                 let mode = match mode {
                     AllocateMode::Reserve => 0,
                     AllocateMode::PunchHole => {

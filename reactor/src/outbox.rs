@@ -72,13 +72,8 @@ impl Outbox {
         if self.queued_bytes > self.threshold_bytes {
             self.was_above = true;
         }
-        if let (
-            SendPart::Bytes(small),
-            Some(Outgoing {
-                part: SendPart::Bytes(last),
-                ..
-            }),
-        ) = (&part, self.queue.back_mut())
+        if let (SendPart::Bytes(small), Some(Outgoing { part: SendPart::Bytes(last), .. })) =
+            (&part, self.queue.back_mut())
             && len <= SMALL_PART_BYTES
             && last.len() + len <= MERGED_PART_BYTES_MAX
         {
@@ -90,10 +85,7 @@ impl Outbox {
 
     /// Moves what one send can take into `batch`; false if there is nothing.
     pub(crate) fn fill_batch(&mut self, batch: &mut Batch) -> bool {
-        assert!(
-            batch.parts.is_empty(),
-            "a batch is sent before it is refilled"
-        );
+        assert!(batch.parts.is_empty(), "a batch is sent before it is refilled");
         while batch.parts.len() < BATCH_PARTS_MAX && batch.bytes < BATCH_BYTES_MAX {
             let Some(outgoing) = self.queue.pop_front() else {
                 break;
@@ -167,8 +159,7 @@ impl Batch {
     /// The header for the kernel: valid until this batch is changed or dropped.
     pub(crate) fn header(self: &mut Box<Batch>) -> *const libc::msghdr {
         self.slices.clear();
-        self.slices
-            .extend(self.parts.iter().map(|outgoing| slice_of(outgoing.rest())));
+        self.slices.extend(self.parts.iter().map(|outgoing| slice_of(outgoing.rest())));
         self.header.msg_iov = self.slices.as_mut_ptr();
         self.header.msg_iovlen = self.slices.len();
         &raw const self.header
@@ -183,10 +174,7 @@ impl Batch {
 
 /// How the kernel is told of bytes to read.
 pub(crate) fn slice_of(bytes: &[u8]) -> libc::iovec {
-    libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    }
+    libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
 #[cfg(test)]
@@ -195,11 +183,7 @@ mod tests {
     use crate::buffer::Buffer;
 
     fn contents(batch: &Batch) -> Vec<u8> {
-        batch
-            .parts
-            .iter()
-            .flat_map(|part| part.rest().to_vec())
-            .collect()
+        batch.parts.iter().flat_map(|part| part.rest().to_vec()).collect()
     }
 
     #[test]
@@ -213,10 +197,7 @@ mod tests {
             let mut batch = Batch::new();
             assert!(outbox.fill_batch(&mut batch));
             assert_eq!(contents(&batch), whole);
-            assert!(
-                !outbox.sent(&mut batch, first),
-                "the threshold was not passed"
-            );
+            assert!(!outbox.sent(&mut batch, first), "the threshold was not passed");
             assert_eq!(outbox.queued_bytes(), whole.len() - first);
             assert_eq!(outbox.fill_batch(&mut batch), first < whole.len());
             assert_eq!(contents(&batch), &whole[first..]);

@@ -45,9 +45,7 @@ fn class_of(capacity: usize) -> Option<usize> {
 /// Used memory of exactly this capacity, if there is some.
 pub(crate) fn take(capacity: usize) -> Option<Memory> {
     let class = class_of(capacity)?;
-    POOL.try_with(|pool| pool.borrow_mut()[class].pop())
-        .ok()
-        .flatten()
+    POOL.try_with(|pool| pool.borrow_mut()[class].pop()).ok().flatten()
 }
 
 /// Keeps memory for the next to come, or frees it if there is enough. While the thread ends and

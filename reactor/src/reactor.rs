@@ -62,10 +62,7 @@ impl Reactor {
     /// # Errors
     /// When the kernel lacks what we need, forbids it, or is out of memory or descriptors.
     pub fn new(config: &ReactorConfig) -> Result<Reactor> {
-        let ReactorConfig {
-            entries,
-            receive_buffer_bytes,
-        } = *config;
+        let ReactorConfig { entries, receive_buffer_bytes } = *config;
         let (waker, bell) = Waker::new().map_err(|source| ReactorError::Waker { source })?;
         let mut reactor = Reactor {
             ring: Ring::new(entries)?,
@@ -114,11 +111,8 @@ impl Reactor {
     pub fn turn(&mut self, wait: Option<Duration>, events: &mut Vec<Event>) -> Result<()> {
         let known = events.len();
         self.look_after_streams(events);
-        let wait = if events.len() > known {
-            Some(Duration::ZERO)
-        } else {
-            self.wait_until_due(wait)
-        };
+        let wait =
+            if events.len() > known { Some(Duration::ZERO) } else { self.wait_until_due(wait) };
         (self.ring.enter(wait)).map_err(|source| ReactorError::Enter { source })?;
         self.now = boot_time();
         while let Some(reaped) = self.ring.reap() {
@@ -147,60 +141,36 @@ impl Reactor {
 
     fn complete(&mut self, reaped: Reaped, events: &mut Vec<Event>) {
         let (operation, result) = match reaped {
-            Reaped::Accept {
-                listener,
-                result,
-                ended,
-            } => return self.accepted(listener, result, ended, events),
+            Reaped::Accept { listener, result, ended } => {
+                return self.accepted(listener, result, ended, events);
+            }
             Reaped::Ended { operation, result } => (operation, result),
         };
         match operation {
             Operation::Accept { .. } => {
                 unreachable!("an accept is reaped by its own name")
             }
-            Operation::Connect {
-                stream,
-                socket: _,
-                address: _,
-            } => self.connected(stream, result.map(drop), events),
-            Operation::Receive {
-                stream,
-                socket,
-                receiving,
-            } => {
+            Operation::Connect { stream, socket: _, address: _ } => {
+                self.connected(stream, result.map(drop), events)
+            }
+            Operation::Receive { stream, socket, receiving } => {
                 // Let go before the stream may be released, which wants the socket to itself.
                 drop(socket);
                 self.received(stream, receiving, result, events);
             }
-            Operation::Send {
-                stream,
-                socket,
-                batch,
-            } => {
+            Operation::Send { stream, socket, batch } => {
                 drop(socket);
                 self.sent(stream, batch, result, events);
             }
             Operation::Read(read) => self.read_ended(read, result, events),
             Operation::Write(write) => self.write_ended(write, result, events),
             Operation::WriteVectored(write) => self.write_vectored_ended(write, result, events),
-            Operation::Sync {
-                file: _,
-                data_only: _,
-                token,
-            } => events.push(Event::Synced {
-                token,
-                result: result.map(drop),
-            }),
-            Operation::Allocate {
-                file: _,
-                mode: _,
-                offset_bytes: _,
-                len_bytes: _,
-                token,
-            } => events.push(Event::Allocated {
-                token,
-                result: result.map(drop),
-            }),
+            Operation::Sync { file: _, data_only: _, token } => {
+                events.push(Event::Synced { token, result: result.map(drop) })
+            }
+            Operation::Allocate { file: _, mode: _, offset_bytes: _, len_bytes: _, token } => {
+                events.push(Event::Allocated { token, result: result.map(drop) })
+            }
             Operation::Wake { bell, memory } => {
                 bell.heard();
                 self.listen_to_bell(bell, memory);

@@ -3,10 +3,7 @@
 //! Invariant: from the push of its entry to its last completion, an operation stays here,
 //! unchanged and out of reach. A ring that is dropped first gets all of them back from the
 //! kernel; should that fail, they are leaked, never freed.
-#![expect(
-    unsafe_code,
-    reason = "the kernel works on our memory and hands us descriptors"
-)]
+#![expect(unsafe_code, reason = "the kernel works on our memory and hands us descriptors")]
 
 use std::collections::VecDeque;
 use std::io;
@@ -53,10 +50,7 @@ pub(crate) enum Reaped {
         ended: bool,
     },
     /// Any other operation, which is over.
-    Ended {
-        operation: Operation,
-        result: io::Result<usize>,
-    },
+    Ended { operation: Operation, result: io::Result<usize> },
 }
 
 struct Completion {
@@ -94,18 +88,12 @@ impl Ring {
         let missing = [
             (uring.params().is_feature_ext_arg(), "IORING_FEAT_EXT_ARG"),
             (uring.params().is_feature_nodrop(), "IORING_FEAT_NODROP"),
-            (
-                uring.params().is_feature_submit_stable(),
-                "IORING_FEAT_SUBMIT_STABLE",
-            ),
+            (uring.params().is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
         ]
         .into_iter()
         .find(|(there, _)| !there);
         if let Some((_, missing)) = missing {
-            return Err(ReactorError::Unsupported {
-                missing,
-                source: None,
-            });
+            return Err(ReactorError::Unsupported { missing, source: None });
         }
         Ok(Ring {
             uring,
@@ -197,12 +185,11 @@ impl Ring {
         let want = usize::from(wait != Some(Duration::ZERO));
         self.stats.enters += 1;
         let entered = self.uring.submitter().submit_with_args(want, &arguments);
-        self.completions
-            .extend(self.uring.completion().map(|completion| Completion {
-                user_data: completion.user_data(),
-                result: completion.result(),
-                flags: completion.flags(),
-            }));
+        self.completions.extend(self.uring.completion().map(|completion| Completion {
+            user_data: completion.user_data(),
+            result: completion.result(),
+            flags: completion.flags(),
+        }));
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match Errno::from_io_error(&error) {
@@ -240,15 +227,9 @@ impl Ring {
                     ended,
                 });
             }
-            assert!(
-                !cqueue::more(completion.flags),
-                "only an accept completes more than once"
-            );
+            assert!(!cqueue::more(completion.flags), "only an accept completes more than once");
             let operation = self.operations.remove(key).expect("it was there above");
-            return Some(Reaped::Ended {
-                operation,
-                result: check(completion.result),
-            });
+            return Some(Reaped::Ended { operation, result: check(completion.result) });
         }
     }
 
@@ -306,10 +287,9 @@ fn setup_error(entries: u32, source: io::Error) -> ReactorError {
             missing: "IORING_SETUP_SINGLE_ISSUER or IORING_SETUP_DEFER_TASKRUN",
             source: Some(source),
         },
-        Some(Errno::NOSYS) => ReactorError::Unsupported {
-            missing: "io_uring",
-            source: Some(source),
-        },
+        Some(Errno::NOSYS) => {
+            ReactorError::Unsupported { missing: "io_uring", source: Some(source) }
+        }
         Some(Errno::PERM | Errno::ACCESS) => ReactorError::Setup {
             entries,
             hint: ": is it forbidden by the sysctl kernel.io_uring_disabled, or by a container's seccomp profile?",
@@ -320,10 +300,6 @@ fn setup_error(entries: u32, source: io::Error) -> ReactorError {
             hint: ": is the limit of locked memory (ulimit -l) too low?",
             source,
         },
-        Some(_) | None => ReactorError::Setup {
-            entries,
-            hint: "",
-            source,
-        },
+        Some(_) | None => ReactorError::Setup { entries, hint: "", source },
     }
 }

@@ -39,11 +39,7 @@ impl SharedBuffer {
     /// # Panics
     /// When the range is not within these bytes.
     pub fn slice(&self, from: usize, to: usize) -> SharedBuffer {
-        assert!(
-            from <= to && to <= self.len(),
-            "slice {from}..{to} of {} bytes",
-            self.len()
-        );
+        assert!(from <= to && to <= self.len(), "slice {from}..{to} of {} bytes", self.len());
         SharedBuffer {
             memory: self.memory.clone(),
             range: self.range.start + from..self.range.start + to,
@@ -62,24 +58,18 @@ impl SharedBuffer {
         let SharedBuffer { memory, range } = self;
         match memory {
             None => Ok(Buffer::zeroed(0)),
-            Some(memory) if range != (0..memory.len()) => Err(SharedBuffer {
-                memory: Some(memory),
-                range,
-            }),
-            Some(memory) => Arc::try_unwrap(memory).map_err(|memory| SharedBuffer {
-                memory: Some(memory),
-                range,
-            }),
+            Some(memory) if range != (0..memory.len()) => {
+                Err(SharedBuffer { memory: Some(memory), range })
+            }
+            Some(memory) => Arc::try_unwrap(memory)
+                .map_err(|memory| SharedBuffer { memory: Some(memory), range }),
         }
     }
 }
 
 impl From<Buffer> for SharedBuffer {
     fn from(buffer: Buffer) -> SharedBuffer {
-        SharedBuffer {
-            range: 0..buffer.len(),
-            memory: Some(Arc::new(buffer)),
-        }
+        SharedBuffer { range: 0..buffer.len(), memory: Some(Arc::new(buffer)) }
     }
 }
 
@@ -123,10 +113,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "slice 0..7 of 6 bytes")]
     fn a_slice_does_not_reach_beyond_its_parent() {
-        Buffer::from_slice(b"0123456789")
-            .share()
-            .slice(2, 8)
-            .slice(0, 7);
+        Buffer::from_slice(b"0123456789").share().slice(2, 8).slice(0, 7);
     }
 
     #[test]

@@ -45,10 +45,7 @@ pub(crate) struct Slots<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Slots<T> {
-        Slots {
-            slots: Vec::new(),
-            free: Vec::new(),
-        }
+        Slots { slots: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -58,22 +55,13 @@ impl<T> Slots<T> {
             let slot = &mut self.slots[usize::try_from(index).expect("usize holds 32 bits here")];
             assert!(slot.value.is_none(), "slot {index} was free and taken");
             slot.value = Some(value);
-            return Key {
-                index,
-                generation: slot.generation,
-            };
+            return Key { index, generation: slot.generation };
         }
         let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 slots");
         // The last index is never used, so that no key's bits are u64::MAX.
         assert!(index < u32::MAX, "out of slots");
-        self.slots.push(Slot {
-            generation: 0,
-            value: Some(value),
-        });
-        Key {
-            index,
-            generation: 0,
-        }
+        self.slots.push(Slot { generation: 0, value: Some(value) });
+        Key { index, generation: 0 }
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {

@@ -39,13 +39,8 @@ impl Waker {
     pub(crate) fn new() -> io::Result<(Waker, Arc<Bell>)> {
         // Not EFD_NONBLOCK: io_uring would answer EAGAIN instead of waiting for it.
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let bell = Arc::new(Bell {
-            eventfd,
-            rung: AtomicBool::new(false),
-        });
-        let waker = Waker {
-            bell: Arc::clone(&bell),
-        };
+        let bell = Arc::new(Bell { eventfd, rung: AtomicBool::new(false) });
+        let waker = Waker { bell: Arc::clone(&bell) };
         Ok((waker, bell))
     }
 

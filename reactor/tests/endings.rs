@@ -104,10 +104,7 @@ fn a_peer_that_half_closes_is_closed_without_an_error() {
     peer.shutdown(std::net::Shutdown::Write).expect("connected");
     until(&mut reactor, |_, event| {
         let told = closed(&event, stream);
-        assert!(
-            matches!(event, Event::Closed { error: None, .. }),
-            "{event:?}"
-        );
+        assert!(matches!(event, Event::Closed { error: None, .. }), "{event:?}");
         told
     });
     assert!(during(&mut reactor, Duration::from_millis(10)).is_empty());
@@ -121,10 +118,7 @@ fn a_payload_cut_short_by_the_end_is_an_error() {
     peer.write_all(&[0; 400]).expect("room");
     drop(peer);
     until(&mut reactor, |_, event| {
-        let Event::Closed {
-            error: Some(error), ..
-        } = event
-        else {
+        let Event::Closed { error: Some(error), .. } = event else {
             panic!("unexpected: {event:?}");
         };
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
@@ -142,18 +136,13 @@ fn a_refused_connection_is_closed_with_the_error() {
     drop(socket);
     let directory = tempfile::tempdir().expect("temporary directory");
     let nobody = Address::Unix(directory.path().join("nobody"));
-    for (address, kind) in [
-        (address, io::ErrorKind::ConnectionRefused),
-        (nobody, io::ErrorKind::NotFound),
-    ] {
+    for (address, kind) in
+        [(address, io::ErrorKind::ConnectionRefused), (nobody, io::ErrorKind::NotFound)]
+    {
         let stream = reactor.connect(&address).expect("descriptors are left");
         reactor.send(stream, SendPart::Bytes(vec![0; 10]));
         until(&mut reactor, |_, event| {
-            let Event::Closed {
-                stream: id,
-                error: Some(error),
-            } = event
-            else {
+            let Event::Closed { stream: id, error: Some(error) } = event else {
                 panic!("unexpected: {event:?}");
             };
             assert_eq!((id, error.kind()), (stream, kind));
@@ -168,10 +157,7 @@ fn what_is_not_a_socket_is_closed_with_the_error() {
     let file = tempfile::tempfile().expect("temporary file");
     let stream = reactor.adopt(OwnedFd::from(file));
     until(&mut reactor, |_, event| {
-        assert!(
-            matches!(event, Event::Closed { error: Some(_), .. }),
-            "{event:?}"
-        );
+        assert!(matches!(event, Event::Closed { error: Some(_), .. }), "{event:?}");
         closed(&event, stream)
     });
 }
@@ -183,16 +169,12 @@ fn the_new_stream_in_a_slot_hears_nothing_of_the_old_one() {
         let (old, mut old_peer) = unix_pair(&mut reactor);
         during(&mut reactor, Duration::ZERO);
         let mut events = Vec::new();
-        reactor
-            .turn(Some(Duration::ZERO), &mut events)
-            .expect("the ring works");
+        reactor.turn(Some(Duration::ZERO), &mut events).expect("the ring works");
         // The old stream's receive completes with this, or is cancelled: either is a matter of
         // the old stream only.
         old_peer.write_all(b"old").expect("room");
         if round.is_multiple_of(2) {
-            reactor
-                .turn(Some(Duration::ZERO), &mut Vec::new())
-                .expect("the ring works");
+            reactor.turn(Some(Duration::ZERO), &mut Vec::new()).expect("the ring works");
         }
         reactor.close(old);
         let (new, mut new_peer) = unix_pair(&mut reactor);
@@ -225,8 +207,7 @@ fn a_closed_stream_frees_what_it_was_sending() {
     during(&mut reactor, Duration::from_millis(5));
     reactor.close(stream);
     until_freed(&mut reactor, shared);
-    peer.set_read_timeout(Some(common::PATIENCE))
-        .expect("a socket");
+    peer.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
     let mut some = Vec::new();
     let _ = peer.read_to_end(&mut some);
     assert!(some.len() < 16 << 20, "the peer sees an early end");
@@ -303,11 +284,7 @@ fn a_listener_told_to_stop_refuses_connections() {
     let second = std::net::TcpStream::connect(port).expect("it listens");
     let mut sockets = Vec::new();
     until(&mut reactor, |_, event| {
-        let Event::Accepted {
-            listener: by,
-            socket,
-        } = event
-        else {
+        let Event::Accepted { listener: by, socket } = event else {
             panic!("unexpected: {event:?}");
         };
         assert_eq!(by, listener);
@@ -334,11 +311,7 @@ fn a_failed_accept_is_told_and_tried_again() {
     let begin = Instant::now();
     let mut failures = 0;
     until(&mut reactor, |_, event| {
-        let Event::AcceptFailed {
-            listener: by,
-            error,
-        } = event
-        else {
+        let Event::AcceptFailed { listener: by, error } = event else {
             panic!("unexpected: {event:?}");
         };
         assert_eq!(by, listener);
@@ -346,17 +319,12 @@ fn a_failed_accept_is_told_and_tried_again() {
         failures += 1;
         failures == 3
     });
-    assert!(
-        begin.elapsed() >= Duration::from_millis(200),
-        "100 ms between"
-    );
+    assert!(begin.elapsed() >= Duration::from_millis(200), "100 ms between");
     late.listen(1).expect("bound");
     let port = late.local_addr().expect("bound").as_socket();
     let port = port.expect("an IP address");
     let peer = std::net::TcpStream::connect(port).expect("it listens now");
-    until(&mut reactor, |_, event| {
-        matches!(event, Event::Accepted { .. })
-    });
+    until(&mut reactor, |_, event| matches!(event, Event::Accepted { .. }));
     drop(peer);
 }
 
@@ -393,17 +361,13 @@ fn a_reactor_dropped_with_everything_in_flight_frees_everything() {
         reactor.timer(Duration::from_secs(1000), 4);
         if round % 3 > 0 {
             let mut events = Vec::new();
-            reactor
-                .turn(Some(Duration::ZERO), &mut events)
-                .expect("the ring works");
+            reactor.turn(Some(Duration::ZERO), &mut events).expect("the ring works");
         }
         if round % 3 > 1 {
             reactor.close(closing);
         }
         drop(reactor);
         drop(listener.accept());
-        shared
-            .try_unshare()
-            .expect("nothing is left in flight, so nobody shares it");
+        shared.try_unshare().expect("nothing is left in flight, so nobody shares it");
     }
 }

@@ -40,12 +40,7 @@ fn read(reactor: &mut Reactor, file: FileId, offset: u64, len: usize) -> Vec<u8>
     let mut content = None;
     reactor.read(file, offset, Buffer::recycled(len), 77);
     until(reactor, |_, event| {
-        let Event::Read {
-            token: 77,
-            mut buffer,
-            result,
-        } = event
-        else {
+        let Event::Read { token: 77, mut buffer, result } = event else {
             panic!("unexpected: {event:?}");
         };
         buffer.truncate(result.expect("the disk reads"));
@@ -92,11 +87,7 @@ fn blocks_written_in_any_order_read_back_and_sync() {
             reactor.sync_all(file, token);
         }
         until(&mut reactor, |_, event| {
-            let Event::Synced {
-                token: told,
-                result,
-            } = event
-            else {
+            let Event::Synced { token: told, result } = event else {
                 panic!("unexpected: {event:?}");
             };
             result.expect("the disk syncs");
@@ -148,10 +139,7 @@ fn a_failed_write_gives_the_kernels_error() {
     let file = reactor.add_file(OwnedFd::from(File::open(&path).expect("readable")));
     reactor.write(file, 0, Buffer::zeroed(4096).share(), 1);
     let error = wrote(&mut reactor, 1).expect_err("opened to read");
-    assert_eq!(
-        error.raw_os_error(),
-        Some(rustix::io::Errno::BADF.raw_os_error())
-    );
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()));
 }
 
 #[test]
@@ -173,11 +161,7 @@ fn ranges_are_reserved_punched_and_zeroed() {
     let mut allocate = |mode, offset, len, token| {
         reactor.allocate(file, mode, offset, len, token);
         until(&mut reactor, |_, event| {
-            let Event::Allocated {
-                token: told,
-                result,
-            } = event
-            else {
+            let Event::Allocated { token: told, result } = event else {
                 panic!("unexpected: {event:?}");
             };
             result.expect("the file system knows these");

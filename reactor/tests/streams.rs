@@ -13,10 +13,7 @@ use reactor::{Address, Buffer, Event, Reactor, SendPart, StreamId, bind};
 const HEADER_BYTES: usize = 8;
 
 fn header(len: usize) -> Vec<u8> {
-    u64::try_from(len)
-        .expect("usize fits 64 bits")
-        .to_le_bytes()
-        .to_vec()
+    u64::try_from(len).expect("usize fits 64 bits").to_le_bytes().to_vec()
 }
 
 fn payload_len(header: &[u8]) -> usize {
@@ -67,10 +64,7 @@ fn echo_server(mut reactor: Reactor, socket: OwnedFd) -> reactor::Stats {
     let mut stream = None;
     until(&mut reactor, |reactor, event| {
         let (id, payload) = match event {
-            Event::Accepted {
-                listener: by,
-                socket,
-            } => {
+            Event::Accepted { listener: by, socket } => {
                 assert_eq!(by, listener);
                 stream = Some(reactor.adopt(socket));
                 return false;
@@ -78,10 +72,7 @@ fn echo_server(mut reactor: Reactor, socket: OwnedFd) -> reactor::Stats {
             Event::Received { stream } => (stream, None),
             Event::Payload { stream, buffer } => (stream, Some(buffer)),
             Event::Drained { .. } => return false,
-            Event::Closed {
-                stream: id,
-                error: None,
-            } => {
+            Event::Closed { stream: id, error: None } => {
                 assert_eq!(stream, Some(id));
                 return true;
             }
@@ -186,15 +177,12 @@ fn a_hundred_replies_of_one_round_are_one_send() {
         reactor.send(stream, SendPart::Shared(block.clone()));
     }
     let mut events = Vec::new();
-    reactor
-        .turn(Some(Duration::ZERO), &mut events)
-        .expect("the ring works");
+    reactor.turn(Some(Duration::ZERO), &mut events).expect("the ring works");
     let after = reactor.stats();
     assert_eq!(after.sends - before.sends, 1);
     assert_eq!(after.enters - before.enters, 1);
 
-    peer.set_read_timeout(Some(common::PATIENCE))
-        .expect("a socket");
+    peer.set_read_timeout(Some(common::PATIENCE)).expect("a socket");
     let mut all = vec![0; 100 * (16 + 4096)];
     peer.read_exact(&mut all).expect("it was all sent");
     assert_eq!(all.iter().filter(|byte| **byte == 1).count(), 1600);
@@ -224,9 +212,7 @@ fn a_fill_takes_what_is_there_and_has_the_rest_follow() {
     for split in [0, 1, 4095, 4096, 9_999, 10_000, 10_001, 20_000] {
         peer.write_all(&bytes[..split]).expect("room");
         if split > 0 {
-            until(&mut reactor, |reactor, _| {
-                reactor.inbox(stream).len() == split
-            });
+            until(&mut reactor, |reactor, _| reactor.inbox(stream).len() == split);
         }
         let filled = match reactor.fill(stream, 10_000) {
             Some(buffer) => {
@@ -286,9 +272,7 @@ fn a_message_larger_than_the_inbox_is_shown_in_one_piece() {
     let bytes = Random(9).bytes(150_000);
     let copy = bytes.clone();
     let writer = std::thread::spawn(move || peer.write_all(&copy).map(|()| peer));
-    until(&mut reactor, |reactor, _| {
-        reactor.inbox(stream).len() == bytes.len()
-    });
+    until(&mut reactor, |reactor, _| reactor.inbox(stream).len() == bytes.len());
     assert_eq!(reactor.inbox(stream), bytes);
     let written = writer.join().expect("no panic there");
     written.expect("all was taken");
@@ -339,10 +323,7 @@ fn the_owner_hears_when_a_long_queue_has_drained() {
         let mut all = vec![0; 1_000_000];
         peer.read_exact(&mut all).map(|()| peer)
     });
-    until(
-        &mut reactor,
-        |_, event| matches!(event, Event::Drained { stream: id } if id == stream),
-    );
+    until(&mut reactor, |_, event| matches!(event, Event::Drained { stream: id } if id == stream));
     assert_eq!(reactor.queued_bytes(stream), 0);
     let read = reader.join().expect("no panic there");
     let _peer: UnixStream = read.expect("all was sent");
@@ -361,12 +342,7 @@ fn a_released_socket_works_in_another_reactor_and_no_byte_is_lost() {
     first.release(stream);
     let mut released = None;
     until(&mut first, |reactor, event| {
-        let Event::Released {
-            stream: id,
-            socket,
-            rest,
-        } = event
-        else {
+        let Event::Released { stream: id, socket, rest } = event else {
             panic!("unexpected: {event:?}");
         };
         assert_eq!(id, stream);

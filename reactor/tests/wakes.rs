@@ -126,10 +126,7 @@ fn timers_fire_in_the_order_of_their_deadlines_and_never_early() {
             2 => 20,
             _ => 40,
         };
-        assert!(
-            at >= Duration::from_millis(due),
-            "{token} fired after {at:?}"
-        );
+        assert!(at >= Duration::from_millis(due), "{token} fired after {at:?}");
     }
 }
 
@@ -138,9 +135,7 @@ fn a_turn_waits_no_longer_than_it_is_told() {
     let mut reactor = reactor();
     let mut events = Vec::new();
     let begin = Instant::now();
-    reactor
-        .turn(Some(Duration::from_millis(30)), &mut events)
-        .expect("the ring works");
+    reactor.turn(Some(Duration::from_millis(30)), &mut events).expect("the ring works");
     assert!(begin.elapsed() >= Duration::from_millis(29));
     assert!(begin.elapsed() < common::PATIENCE);
     assert!(events.is_empty(), "{events:?}");

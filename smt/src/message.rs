@@ -56,59 +56,152 @@ pub struct PeerMessage<P> {
 pub enum PeerBody<P> {
     // Activation (F1–F3).
     /// `round` tells the attempts of one activation apart; answers carry it back.
-    Adopt { round: u64, config: SegmentConfig },
-    AdoptAck { round: u64, max_seq: Seq, tail: Vec<BlockRange>, in_doubt: Vec<BlockRange> },
-    Collect { round: u64, ranges: Vec<BlockRange> },
-    Collected { round: u64, checks: Vec<BlockCheck> },
+    Adopt {
+        round: u64,
+        config: SegmentConfig,
+    },
+    AdoptAck {
+        round: u64,
+        max_seq: Seq,
+        tail: Vec<BlockRange>,
+        in_doubt: Vec<BlockRange>,
+    },
+    Collect {
+        round: u64,
+        ranges: Vec<BlockRange>,
+    },
+    Collected {
+        round: u64,
+        checks: Vec<BlockCheck>,
+    },
     /// `raw` asks for the data as it is, though it may not match its checksum.
-    Fetch { id: u64, range: BlockRange, raw: bool },
+    Fetch {
+        id: u64,
+        range: BlockRange,
+        raw: bool,
+    },
     /// `content` is none when it could not be read, or did not verify. Sums as actually found.
-    Fetched { id: u64, content: Option<(P, Sums)> },
-    Fix { id: u64, range: BlockRange, change: Change<P> },
-    FixAck { id: u64, ok: bool },
-    Start { round: u64, next_seq: Seq },
-    StartAck { round: u64 },
+    Fetched {
+        id: u64,
+        content: Option<(P, Sums)>,
+    },
+    Fix {
+        id: u64,
+        range: BlockRange,
+        change: Change<P>,
+    },
+    FixAck {
+        id: u64,
+        ok: bool,
+    },
+    Start {
+        round: u64,
+        next_seq: Seq,
+    },
+    StartAck {
+        round: u64,
+    },
     /// The same primary goes on in a newer epoch; its stream continues, un-acknowledged records
     /// follow again (E4).
-    Continue { config: SegmentConfig },
+    Continue {
+        config: SegmentConfig,
+    },
 
     // Replication (W2–W4).
-    Replicate { commit: Seq, record: Record<P> },
-    ReplicateAck { seq: Seq },
+    Replicate {
+        commit: Seq,
+        record: Record<P>,
+    },
+    ReplicateAck {
+        seq: Seq,
+    },
 
     // A planned hand-over (L5); `sealed_ns` is how long writers have been waiting already.
-    LeaseRelease { commit: Seq, sealed_ns: u64 },
+    LeaseRelease {
+        commit: Seq,
+        sealed_ns: u64,
+    },
 
     // A copy session (M1–M7). `place` counts the session's stream from 1, without gaps.
-    JoinBegin { session: CopySession, migration: MigrationId, config: SegmentConfig },
-    JoinAck { session: CopySession },
+    JoinBegin {
+        session: CopySession,
+        migration: MigrationId,
+        config: SegmentConfig,
+    },
+    JoinAck {
+        session: CopySession,
+    },
     /// `sums` has ZERO_SUM for blocks without data, whose place in `data` is zeroes; `data` is
     /// none when the whole chunk is.
-    Copy { session: CopySession, place: u64, range: BlockRange, data: Option<P>, sums: Sums },
-    Forward { session: CopySession, place: u64, record: Record<P> },
-    Verify { session: CopySession, place: u64, chunk: u32, digest: u128 },
-    VerifyRoot { session: CopySession, place: u64, root: u128 },
+    Copy {
+        session: CopySession,
+        place: u64,
+        range: BlockRange,
+        data: Option<P>,
+        sums: Sums,
+    },
+    Forward {
+        session: CopySession,
+        place: u64,
+        record: Record<P>,
+    },
+    Verify {
+        session: CopySession,
+        place: u64,
+        chunk: u32,
+        digest: u128,
+    },
+    VerifyRoot {
+        session: CopySession,
+        place: u64,
+        root: u128,
+    },
     /// Answer to Copy and Forward: durable, up to this one alone.
-    PlaceAck { session: CopySession, place: u64 },
-    VerifyAck { session: CopySession, place: u64, matched: bool },
-    SyncStart { session: CopySession, place: u64, next_seq: Seq, commit: Seq },
-    SyncStartAck { session: CopySession },
+    PlaceAck {
+        session: CopySession,
+        place: u64,
+    },
+    VerifyAck {
+        session: CopySession,
+        place: u64,
+        matched: bool,
+    },
+    SyncStart {
+        session: CopySession,
+        place: u64,
+        next_seq: Seq,
+        commit: Seq,
+    },
+    SyncStartAck {
+        session: CopySession,
+    },
 
     // Answers to any request.
     /// The sender is behind: here is the config this server has adopted (E2).
-    Stale { config: SegmentConfig },
+    Stale {
+        config: SegmentConfig,
+    },
     /// This server's disk failed this replica; it does nothing more for it.
     Faulted,
     /// The joiner gives up its session (no space, an error, an unknown migration).
-    JoinRefused { session: CopySession, reason: String },
+    JoinRefused {
+        session: CopySession,
+        reason: String,
+    },
 }
 
 /// A lease is asked for, and granted, for many segments at once (L2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaseMessage {
     /// `sent` is the asker's clock, echoed back and meaningless to anybody else.
-    Request { sent: Tick, segments: Vec<(SegmentId, Epoch)> },
-    Grant { sent: Tick, segments: Vec<(SegmentId, Epoch)> },
+    Request {
+        sent: Tick,
+        segments: Vec<(SegmentId, Epoch)>,
+    },
+    Grant {
+        sent: Tick,
+        segments: Vec<(SegmentId, Epoch)>,
+    },
 }
 
 /// Anything between two servers' data planes.
@@ -148,14 +241,23 @@ pub struct ClientReply<P> {
 pub enum ReplyBody<P> {
     Done,
     /// Sums as in the table: ZERO_SUM for blocks without data.
-    Data { data: P, sums: Sums },
+    Data {
+        data: P,
+        sums: Sums,
+    },
     /// The server decided by this config; take it if it is newer, and send again (C1).
-    Stale { config: SegmentConfig },
-    Retry { after_ns: u64 },
+    Stale {
+        config: SegmentConfig,
+    },
+    Retry {
+        after_ns: u64,
+    },
     /// A later attachment took the volume (A3).
     Fenced,
     /// No such segment at this map version.
-    Gone { version: MapVersion },
+    Gone {
+        version: MapVersion,
+    },
     /// All copies of some block are bad, or unreadable (R3).
     IoError,
     /// The request is malformed: outside the segment, or its checksums do not fit.

@@ -92,16 +92,9 @@ struct Bin {
 /// # Errors
 /// [`PlaceError`]; nothing is placed then.
 pub fn place(rooms: &[Room<'_>], wanted: Wanted) -> Result<Vec<Placed>, PlaceError> {
-    let Wanted {
-        segments,
-        segment_bytes,
-        replicas,
-    } = wanted;
+    let Wanted { segments, segment_bytes, replicas } = wanted;
     if rooms.len() < usize::from(replicas) {
-        return Err(PlaceError::TooFewServers {
-            replicas,
-            servers: rooms.len(),
-        });
+        return Err(PlaceError::TooFewServers { replicas, servers: rooms.len() });
     }
     let needed_bytes = u128::from(segments) * u128::from(segment_bytes) * u128::from(replicas);
     let free_bytes: u128 = rooms.iter().map(|room| u128::from(room.free_bytes)).sum();
@@ -182,9 +175,7 @@ pub fn choose_target_replacing(
     leaving: Option<ServerId>,
     exclude: &dyn Fn(ServerId) -> bool,
 ) -> Result<ServerId, String> {
-    let config = map
-        .segment(segment)
-        .ok_or_else(|| format!("there is no segment {segment}"))?;
+    let config = map.segment(segment).ok_or_else(|| format!("there is no segment {segment}"))?;
     let segment_bytes = u64::from(config.geometry.segment_blocks) * BLOCK_BYTES;
     let zone_of = |id: ServerId| map.server(id).map(|s| (&*s.region, &*s.zone));
     let joiner = config.joining.map(|j| j.target);
@@ -211,28 +202,20 @@ pub fn choose_target_replacing(
             None
         }
     };
-    let best = map
-        .servers()
-        .filter(|s| against(s.id, s.state).is_none())
-        .min_by_key(|server| {
-            let zone = zone_of(server.id);
-            let sharing = config
-                .members
-                .iter()
-                .map(|m| m.server)
-                .chain(joiner)
-                .filter(|&other| Some(other) != leaving && zone_of(other) == zone)
-                .count();
-            let left_zone = leaving.is_some_and(|gone| zone_of(gone) == zone);
-            // Without another replica beats everything; a zone that `leaving` is still in comes
-            // second to one that has none at all.
-            (
-                sharing,
-                left_zone,
-                Reverse(map.free_bytes(server.id)),
-                server.id,
-            )
-        });
+    let best = map.servers().filter(|s| against(s.id, s.state).is_none()).min_by_key(|server| {
+        let zone = zone_of(server.id);
+        let sharing = config
+            .members
+            .iter()
+            .map(|m| m.server)
+            .chain(joiner)
+            .filter(|&other| Some(other) != leaving && zone_of(other) == zone)
+            .count();
+        let left_zone = leaving.is_some_and(|gone| zone_of(gone) == zone);
+        // Without another replica beats everything; a zone that `leaving` is still in comes
+        // second to one that has none at all.
+        (sharing, left_zone, Reverse(map.free_bytes(server.id)), server.id)
+    });
     best.map(|server| server.id).ok_or_else(|| {
         let reasons: Vec<String> = map
             .servers()
@@ -242,10 +225,7 @@ pub fn choose_target_replacing(
         if reasons.is_empty() {
             "there are no servers".to_owned()
         } else {
-            format!(
-                "no server can take a replica of segment {segment}: {}",
-                reasons.join(", ")
-            )
+            format!("no server can take a replica of segment {segment}: {}", reasons.join(", "))
         }
     })
 }
@@ -266,11 +246,7 @@ mod tests {
     }
 
     fn wanted(segments: u32, replicas: u8) -> Wanted {
-        Wanted {
-            segments,
-            segment_bytes: SEGMENT_BYTES,
-            replicas,
-        }
+        Wanted { segments, segment_bytes: SEGMENT_BYTES, replicas }
     }
 
     fn sorted(placed: &Placed) -> Vec<u64> {
@@ -281,18 +257,10 @@ mod tests {
 
     #[test]
     fn zones_are_distinct_as_long_as_they_have_room() {
-        let rooms = [
-            room(1, "a", 9),
-            room(2, "a", 9),
-            room(3, "b", 2),
-            room(4, "a", 9),
-        ];
+        let rooms = [room(1, "a", 9), room(2, "a", 9), room(3, "b", 2), room(4, "a", 9)];
         let placed = place(&rooms, wanted(3, 2)).expect("there is room");
         for segment in &placed[..2] {
-            assert!(
-                segment.contains(&ServerId(3)),
-                "the only server of zone b: {segment:?}"
-            );
+            assert!(segment.contains(&ServerId(3)), "the only server of zone b: {segment:?}");
         }
         assert!(!placed[2].contains(&ServerId(3)), "it is full by now");
     }
@@ -317,18 +285,9 @@ mod tests {
     fn all_room_is_used_before_it_is_refused() {
         let rooms = [room(1, "a", 4), room(2, "b", 3), room(3, "c", 3)];
         let placed = place(&rooms, wanted(5, 2)).expect("ten replicas in room for ten");
-        assert!(
-            placed
-                .iter()
-                .all(|p| sorted(p).windows(2).all(|pair| pair[0] != pair[1]))
-        );
+        assert!(placed.iter().all(|p| sorted(p).windows(2).all(|pair| pair[0] != pair[1])));
         match place(&rooms, wanted(6, 2)) {
-            Err(PlaceError::NoRoom {
-                fit: 5,
-                needed_bytes,
-                free_bytes,
-                ..
-            }) => {
+            Err(PlaceError::NoRoom { fit: 5, needed_bytes, free_bytes, .. }) => {
                 assert!(needed_bytes > free_bytes);
             }
             other => panic!("{other:?}"),
@@ -338,13 +297,7 @@ mod tests {
     #[test]
     fn fewer_servers_than_replicas_are_too_few() {
         let error = place(&[room(1, "a", 9)], wanted(1, 2)).expect_err("one server");
-        assert_eq!(
-            error,
-            PlaceError::TooFewServers {
-                replicas: 2,
-                servers: 1
-            }
-        );
+        assert_eq!(error, PlaceError::TooFewServers { replicas: 2, servers: 1 });
     }
 
     #[test]

@@ -28,12 +28,7 @@ pub fn run(context: &Context, command: &FaultCommand) -> Result<(), Error> {
 
 fn inject(context: &Context, fault: &FaultInject) -> Result<(), Error> {
     let FaultInject { id, fault } = fault;
-    let Fault {
-        read_latency_ms,
-        write_latency_ms,
-        error_rate,
-        bit_flip_rate,
-    } = fault;
+    let Fault { read_latency_ms, write_latency_ms, error_rate, bit_flip_rate } = fault;
     let members = [
         ("read_latency_ms", read_latency_ms.map(Value::from)),
         ("write_latency_ms", write_latency_ms.map(Value::from)),

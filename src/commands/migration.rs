@@ -17,14 +17,8 @@ use crate::wait::{self, POLL_INTERVAL, Patience};
 pub fn run(context: &Context, command: &MigrationCommand) -> Result<(), Error> {
     match command {
         MigrationCommand::List { active, volume } => list(context, *active, volume.as_deref()),
-        MigrationCommand::Watch {
-            id: Some(id),
-            until_idle: _,
-        } => watch_one(context, id),
-        MigrationCommand::Watch {
-            id: None,
-            until_idle,
-        } => watch_all(context, *until_idle),
+        MigrationCommand::Watch { id: Some(id), until_idle: _ } => watch_one(context, id),
+        MigrationCommand::Watch { id: None, until_idle } => watch_all(context, *until_idle),
         MigrationCommand::Cancel { id } => cancel(context, id),
     }
 }
@@ -36,9 +30,9 @@ fn list(context: &Context, active: bool, volume: Option<&str>) -> Result<(), Err
         wanted && !(active && record.is_finished())
     });
     let sent: Vec<&Value> = listed.iter().map(|(_, sent)| sent).collect();
-    context.output.show(&json!({ "migrations": sent }), || {
-        render(listed.iter().map(|(record, _)| record))
-    })
+    context
+        .output
+        .show(&json!({ "migrations": sent }), || render(listed.iter().map(|(record, _)| record)))
 }
 
 fn render<'a>(records: impl Iterator<Item = &'a Migration>) -> String {
@@ -50,11 +44,7 @@ fn render<'a>(records: impl Iterator<Item = &'a Migration>) -> String {
             or_dash(record.to.as_ref()),
             record.cause.to_string(),
             record.state.clone(),
-            format!(
-                "{} % of {}",
-                record.percent(),
-                display_bytes(record.bytes_total)
-            ),
+            format!("{} % of {}", record.percent(), display_bytes(record.bytes_total)),
             if record.verified { "yes" } else { "no" }.to_owned(),
             format!("{} µs", record.writer_pause_us),
             or_dash(record.started_at.as_ref()),
@@ -122,15 +112,8 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(context: &'a Context) -> Self {
-        let bars = context
-            .output
-            .draws_progress()
-            .then(|| (MultiProgress::new(), BTreeMap::new()));
-        Self {
-            context,
-            bars,
-            shown: BTreeMap::new(),
-        }
+        let bars = context.output.draws_progress().then(|| (MultiProgress::new(), BTreeMap::new()));
+        Self { context, bars, shown: BTreeMap::new() }
     }
 
     /// Counts a record as already shown.
@@ -150,9 +133,7 @@ impl<'a> View<'a> {
         let Some((multi, bars)) = &mut self.bars else {
             return self.context.output.text(&line(record));
         };
-        let bar = bars
-            .entry(record.id.clone())
-            .or_insert_with(|| multi.add(wait::bytes_bar()));
+        let bar = bars.entry(record.id.clone()).or_insert_with(|| multi.add(wait::bytes_bar()));
         wait::show_on(bar, record);
         if record.is_finished() {
             bar.finish_and_clear();
@@ -175,15 +156,8 @@ fn line(record: &Migration) -> String {
         record.percent(),
     );
     if record.state == "done" {
-        let verified = if record.verified {
-            "verified"
-        } else {
-            "not verified"
-        };
-        text.push_str(&format!(
-            ", {verified}, writers paused {} µs",
-            record.writer_pause_us
-        ));
+        let verified = if record.verified { "verified" } else { "not verified" };
+        text.push_str(&format!(", {verified}, writers paused {} µs", record.writer_pause_us));
     }
     if let Some(reason) = &record.reason {
         text.push_str(&format!(", {reason}"));
@@ -193,9 +167,7 @@ fn line(record: &Migration) -> String {
 
 fn cancel(context: &Context, id: &Id) -> Result<(), Error> {
     let route = format!("/v1/migrations/{}", encode(&id.0));
-    let answer = context
-        .client
-        .delete(&format!("cancel migration {id}"), &route)?;
+    let answer = context.client.delete(&format!("cancel migration {id}"), &route)?;
     context.confirm(
         &answer,
         &json!({"migration": id.0, "cancelled": true}),

@@ -34,10 +34,7 @@ impl Context {
 
     fn server(&self, id: &Id) -> Result<Server, Error> {
         let found = self.servers()?.into_iter().find(|server| server.id == *id);
-        found.ok_or_else(|| Error::NoSuch {
-            what: "server",
-            name: id.to_string(),
-        })
+        found.ok_or_else(|| Error::NoSuch { what: "server", name: id.to_string() })
     }
 
     /// A client that talks to this server and no other: scores and faults are its own business.
@@ -67,7 +64,6 @@ impl Context {
 
     fn post_server(&self, id: &Id, verb: &str) -> Result<Value, Error> {
         let route = format!("/v1/servers/{id}/{verb}");
-        self.client
-            .post(&format!("{verb} server {id}"), &route, &json!({}))
+        self.client.post(&format!("{verb} server {id}"), &route, &json!({}))
     }
 }

@@ -52,10 +52,7 @@ fn last_heard(context: &Context, id: &Id) -> Result<Option<Value>, Error> {
     const ROUTE: &str = "/v1/scores";
     let answer = context.client.get(DOING, ROUTE)?;
     let scores: Scores = read_as(DOING, ROUTE, &answer)?;
-    let position = scores
-        .scores
-        .iter()
-        .position(|score| score.server.as_ref() == Some(id));
+    let position = scores.scores.iter().position(|score| score.server.as_ref() == Some(id));
     Ok(position.map(|position| answer["scores"][position].clone()))
 }
 
@@ -67,25 +64,11 @@ fn render_all(scores: &[Score]) -> String {
             format!("{}–{}", whole(score.score_low), whole(score.score_high)),
             score.mode.clone().unwrap_or_else(|| "quiet".to_owned()),
             percent(score.probability),
-            score
-                .eta_s
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |eta| duration(eta.p50)),
+            score.eta_s.as_ref().map_or_else(|| "-".to_owned(), |eta| duration(eta.p50)),
             or_dash(score.sampled_at.as_ref()),
         ]
     });
-    table(
-        [
-            "SERVER",
-            "SCORE",
-            "RANGE",
-            "MODE",
-            "PROBABILITY",
-            "ETA",
-            "SAMPLED",
-        ],
-        rows,
-    )
+    table(["SERVER", "SCORE", "RANGE", "MODE", "PROBABILITY", "ETA", "SAMPLED"], rows)
 }
 
 fn render_one(id: &Id, score: &Score) -> String {
@@ -110,15 +93,7 @@ fn render_one(id: &Id, score: &Score) -> String {
         writeln!(text, "{name:<13}{value}").expect("writing to a String cannot fail");
     };
     line("server", id.to_string());
-    line(
-        "score",
-        format!(
-            "{} ({}–{})",
-            whole(*score),
-            whole(*score_low),
-            whole(*score_high)
-        ),
-    );
+    line("score", format!("{} ({}–{})", whole(*score), whole(*score_low), whole(*score_high)));
     line(
         "probability",
         format!(
@@ -142,11 +117,7 @@ fn render_one(id: &Id, score: &Score) -> String {
     line("sampled", or_dash(sampled_at.as_ref()));
     if !modes.is_empty() {
         let rows = modes.iter().map(|row| {
-            let Mode {
-                mode,
-                probability,
-                share,
-            } = row;
+            let Mode { mode, probability, share } = row;
             [mode.clone(), percent(*probability), percent(*share)]
         });
         text.push('\n');
@@ -155,11 +126,7 @@ fn render_one(id: &Id, score: &Score) -> String {
     }
     if !top_features.is_empty() {
         let rows = top_features.iter().map(|row| {
-            let Feature {
-                name,
-                value,
-                reason,
-            } = row;
+            let Feature { name, value, reason } = row;
             [name.clone(), value.to_string(), reason.clone()]
         });
         text.push('\n');

@@ -44,45 +44,21 @@ fn render(segments: &[Segment]) -> String {
             format!("{}/{}", segment.volume, segment.index),
             segment.state.clone(),
             or_dash(segment.epoch.as_ref()),
-            segment
-                .size_bytes
-                .map_or_else(|| "-".to_owned(), display_bytes),
+            segment.size_bytes.map_or_else(|| "-".to_owned(), display_bytes),
             or_dash(segment.primary.as_ref()),
             replicas.join(", "),
             or_dash(segment.replicas_target.as_ref()),
             or_dash(segment.migration.as_ref()),
         ]
     });
-    table(
-        [
-            "SEGMENT",
-            "STATE",
-            "EPOCH",
-            "SIZE",
-            "PRIMARY",
-            "REPLICAS",
-            "WANTED",
-            "MIGRATION",
-        ],
-        rows,
-    )
+    table(["SEGMENT", "STATE", "EPOCH", "SIZE", "PRIMARY", "REPLICAS", "WANTED", "MIGRATION"], rows)
 }
 
 fn move_one(context: &Context, order: &SegmentMove) -> Result<(), Error> {
-    let SegmentMove {
-        segment,
-        from,
-        to,
-        max_mbps,
-        no_wait,
-    } = order;
+    let SegmentMove { segment, from, to, max_mbps, no_wait } = order;
     let name = format!("{}/{}", segment.volume, segment.index);
     let doing = format!("move segment {name} to server {to}");
-    let route = format!(
-        "/v1/segments/{}/{}/move",
-        encode(&segment.volume),
-        segment.index
-    );
+    let route = format!("/v1/segments/{}/{}/move", encode(&segment.volume), segment.index);
     let mut body = Map::new();
     if let Some(from) = from {
         body.insert("from".to_owned(), server_number(from)?);
@@ -104,9 +80,9 @@ fn move_one(context: &Context, order: &SegmentMove) -> Result<(), Error> {
         });
     }
     if *no_wait {
-        return context.output.show(sent, || {
-            format!("migration {} of {name} is {}", accepted.id, accepted.state)
-        });
+        return context
+            .output
+            .show(sent, || format!("migration {} of {name} is {}", accepted.id, accepted.state));
     }
     let bar = context.output.draws_progress().then(wait::bytes_bar);
     let ended = wait::until_finished(&context.client, &accepted.id, |record, _| {

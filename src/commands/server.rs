@@ -30,11 +30,7 @@ pub fn run(context: &Context, command: &ServerCommand) -> Result<(), Error> {
         ServerCommand::Uncordon { id } => {
             context.order_server(id, "uncordon", &format!("server {id} takes data again"))
         }
-        ServerCommand::Drain {
-            id,
-            no_wait,
-            timeout_s,
-        } => drain(context, id, *no_wait, *timeout_s),
+        ServerCommand::Drain { id, no_wait, timeout_s } => drain(context, id, *no_wait, *timeout_s),
         ServerCommand::Remove { id } => {
             context.order_server(id, "remove", &format!("server {id} is removed"))
         }
@@ -62,9 +58,7 @@ pub fn render(servers: &[Server]) -> String {
         [
             server.id.to_string(),
             server.state.clone(),
-            server
-                .score
-                .map_or_else(|| "-".to_owned(), |score| format!("{score:.0}")),
+            server.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.0}")),
             or_dash(server.segments.as_ref()),
             used,
             or_dash(server.zone.as_ref()),
@@ -75,10 +69,7 @@ pub fn render(servers: &[Server]) -> String {
         ]
     });
     table(
-        [
-            "SERVER", "STATE", "SCORE", "SEGMENTS", "USED", "ZONE", "REGION", "TIER", "DATA",
-            "HTTP",
-        ],
+        ["SERVER", "STATE", "SCORE", "SEGMENTS", "USED", "ZONE", "REGION", "TIER", "DATA", "HTTP"],
         rows,
     )
 }
@@ -94,9 +85,7 @@ fn drain(context: &Context, id: &Id, no_wait: bool, timeout_s: Option<u64>) -> R
     }
     let mut wait = DrainWait::new(context, id);
     let last = wait.run(timeout_s)?;
-    context.output.show(&last, || {
-        format!("server {id} is drained: no segment is left on it")
-    })
+    context.output.show(&last, || format!("server {id} is drained: no segment is left on it"))
 }
 
 /// Where a drain stands.
@@ -120,13 +109,7 @@ struct DrainWait<'a> {
 
 impl<'a> DrainWait<'a> {
     fn new(context: &'a Context, id: &'a Id) -> Self {
-        Self {
-            context,
-            id,
-            unplanned: String::new(),
-            unplanned_at: None,
-            said: String::new(),
-        }
+        Self { context, id, unplanned: String::new(), unplanned_at: None, said: String::new() }
     }
 
     /// Returns the server as last listed, once nothing is left on it.
@@ -153,9 +136,7 @@ impl<'a> DrainWait<'a> {
                         segments,
                     });
                 }
-                waiting_for = patience
-                    .judge(self.waiting_for(&progress))?
-                    .unwrap_or(waiting_for);
+                waiting_for = patience.judge(self.waiting_for(&progress))?.unwrap_or(waiting_for);
                 total = segments.max(total);
                 if self.context.output.draws_progress() {
                     let bar = bar.get_or_insert_with(|| segments_bar(total));
@@ -184,15 +165,9 @@ impl<'a> DrainWait<'a> {
         let client = &self.context.client;
         let answer = client.get(DOING, ROUTE)?;
         let servers: Servers = read_as(DOING, ROUTE, &answer)?;
-        let position = servers
-            .servers
-            .iter()
-            .position(|server| server.id == *self.id);
+        let position = servers.servers.iter().position(|server| server.id == *self.id);
         let Some(position) = position else {
-            return Err(Error::NoSuch {
-                what: "server",
-                name: self.id.to_string(),
-            });
+            return Err(Error::NoSuch { what: "server", name: self.id.to_string() });
         };
         let server = servers.servers[position].clone();
         let segments = server.segments.ok_or_else(|| Error::BadAnswer {
@@ -205,12 +180,7 @@ impl<'a> DrainWait<'a> {
             .map(|(record, _)| record)
             .filter(|record| record.from.as_ref() == Some(self.id) && !record.is_finished())
             .collect();
-        Ok(Progress {
-            sent: answer["servers"][position].clone(),
-            server,
-            segments,
-            leaving,
-        })
+        Ok(Progress { sent: answer["servers"][position].clone(), server, segments, leaving })
     }
 
     /// One sentence on what holds the drain up; the server's own words first, if it has any.
@@ -240,9 +210,7 @@ impl<'a> DrainWait<'a> {
         }
         let planned = u64::try_from(progress.leaving.len()).unwrap_or(u64::MAX);
         if progress.segments > planned {
-            let due = self
-                .unplanned_at
-                .is_none_or(|at| at.elapsed() >= UNPLANNED_INTERVAL);
+            let due = self.unplanned_at.is_none_or(|at| at.elapsed() >= UNPLANNED_INTERVAL);
             if due {
                 self.unplanned = self.unplanned_names(&progress.leaving)?;
                 self.unplanned_at = Some(Instant::now());
@@ -263,13 +231,9 @@ impl<'a> DrainWait<'a> {
             let route = format!("/v1/segments?volume={}", encode(&volume.name));
             let segments: Segments = client.get_as("list segments", &route)?;
             for segment in segments.segments {
-                let here = segment
-                    .replicas
-                    .iter()
-                    .any(|replica| replica.server == *self.id);
-                let moving = leaving
-                    .iter()
-                    .any(|m| m.volume == segment.volume && m.index == segment.index);
+                let here = segment.replicas.iter().any(|replica| replica.server == *self.id);
+                let moving =
+                    leaving.iter().any(|m| m.volume == segment.volume && m.index == segment.index);
                 if here && !moving {
                     names.push(format!("{}/{}", segment.volume, segment.index));
                 }
@@ -281,10 +245,7 @@ impl<'a> DrainWait<'a> {
     /// Off the terminal: a line whenever the count changes or the wait has a new reason. Percents
     /// move all the time, so the sentence is compared without digits.
     fn say(&mut self, segments: u64, waiting_for: &str) {
-        let letters: String = waiting_for
-            .chars()
-            .filter(|c| !c.is_ascii_digit())
-            .collect();
+        let letters: String = waiting_for.chars().filter(|c| !c.is_ascii_digit()).collect();
         let gist = format!("{segments} {letters}");
         if gist != self.said {
             self.said = gist;
@@ -299,10 +260,6 @@ impl<'a> DrainWait<'a> {
 fn some_of(names: &[String]) -> String {
     let shown = names.iter().take(NAMES_MAX).cloned().collect::<Vec<_>>();
     let rest = names.len() - shown.len();
-    let more = if rest > 0 {
-        format!(" and {rest} more")
-    } else {
-        String::new()
-    };
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
     format!("{}{more}", shown.join(", "))
 }

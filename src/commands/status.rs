@@ -35,16 +35,12 @@ fn render(cluster: &Cluster) -> String {
     };
     line("cluster", format!("{cluster_id} (version {version})"));
     line("health", health.clone());
-    let leader = leader.as_ref().map_or_else(
-        || "no leader".to_owned(),
-        |leader| format!("leader is server {leader}"),
-    );
+    let leader = leader
+        .as_ref()
+        .map_or_else(|| "no leader".to_owned(), |leader| format!("leader is server {leader}"));
     line(
         "consensus",
-        format!(
-            "{consensus}, {leader}, map version {}",
-            or_dash(smt_version.as_ref())
-        ),
+        format!("{consensus}, {leader}, map version {}", or_dash(smt_version.as_ref())),
     );
     line("volumes", or_dash(volumes.as_ref()));
     line(
@@ -57,10 +53,7 @@ fn render(cluster: &Cluster) -> String {
             or_dash(segments.unavailable.as_ref()),
         ),
     );
-    line(
-        "migrations",
-        format!("{} under way", or_dash(migrations_active.as_ref())),
-    );
+    line("migrations", format!("{} under way", or_dash(migrations_active.as_ref())));
     text.push('\n');
     text.push_str(&server::render(servers));
     text

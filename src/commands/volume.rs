@@ -24,14 +24,7 @@ pub fn run(context: &Context, command: &VolumeCommand) -> Result<(), Error> {
 
 /// The body of `POST /v1/volumes`: what was not asked for is left to the cluster's defaults.
 fn create(context: &Context, create: &VolumeCreate) -> Result<(), Error> {
-    let VolumeCreate {
-        name,
-        size,
-        replicas,
-        criticality,
-        durability,
-        segment_size,
-    } = create;
+    let VolumeCreate { name, size, replicas, criticality, durability, segment_size } = create;
     let mut body = Map::new();
     body.insert("name".to_owned(), json!(name));
     body.insert("size_bytes".to_owned(), json!(size));
@@ -45,9 +38,7 @@ fn create(context: &Context, create: &VolumeCreate) -> Result<(), Error> {
     optional("durability", durability.map(|d| d.as_str().into()));
     optional("segment_bytes", segment_size.map(Value::from));
     let body = Value::Object(body);
-    let answer = context
-        .client
-        .post(&format!("create volume {name}"), "/v1/volumes", &body)?;
+    let answer = context.client.post(&format!("create volume {name}"), "/v1/volumes", &body)?;
     context.confirm(
         &answer,
         &body,
@@ -74,10 +65,7 @@ fn show(context: &Context, name: &str) -> Result<(), Error> {
     let route = format!("/v1/segments?volume={}", encode(name));
     let segments: Segments = context.client.get_as(&doing, &route)?;
     let count = |state: &str| {
-        let in_state = segments
-            .segments
-            .iter()
-            .filter(|segment| segment.state == state);
+        let in_state = segments.segments.iter().filter(|segment| segment.state == state);
         in_state.count()
     };
     let mut text = render(std::slice::from_ref(&volume));
@@ -95,9 +83,7 @@ fn show(context: &Context, name: &str) -> Result<(), Error> {
 
 fn delete(context: &Context, name: &str, force: bool) -> Result<(), Error> {
     let route = format!("/v1/volumes/{}?force={force}", encode(name));
-    let answer = context
-        .client
-        .delete(&format!("delete volume {name}"), &route)?;
+    let answer = context.client.delete(&format!("delete volume {name}"), &route)?;
     context.confirm(
         &answer,
         &json!({"name": name, "deleted": true}),
@@ -110,25 +96,12 @@ fn render(volumes: &[Volume]) -> String {
         [
             volume.name.clone(),
             display_bytes(volume.size_bytes),
-            volume
-                .segment_bytes
-                .map_or_else(|| "-".to_owned(), display_bytes),
+            volume.segment_bytes.map_or_else(|| "-".to_owned(), display_bytes),
             or_dash(volume.replicas.as_ref()),
             or_dash(volume.criticality.as_ref()),
             or_dash(volume.durability.as_ref()),
             or_dash(volume.id.as_ref()),
         ]
     });
-    table(
-        [
-            "VOLUME",
-            "SIZE",
-            "SEGMENTS OF",
-            "REPLICAS",
-            "CRITICALITY",
-            "DURABILITY",
-            "ID",
-        ],
-        rows,
-    )
+    table(["VOLUME", "SIZE", "SEGMENTS OF", "REPLICAS", "CRITICALITY", "DURABILITY", "ID"], rows)
 }

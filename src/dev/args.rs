@@ -102,10 +102,7 @@ impl FromStr for VolumeSpec {
         if !size_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(format!("a volume's size is a multiple of 4KiB, not {size}"));
         }
-        Ok(Self {
-            name: parse_volume_name(name)?,
-            size_bytes,
-        })
+        Ok(Self { name: parse_volume_name(name)?, size_bytes })
     }
 }
 
@@ -177,14 +174,11 @@ impl FromStr for HttpListen {
 
 /// `HOST:PORT` with a fixed port; a name is resolved once, here.
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let mut found = text
-        .to_socket_addrs()
-        .map_err(|why| format!("{text:?} is no HOST:PORT: {why}"))?;
+    let mut found =
+        text.to_socket_addrs().map_err(|why| format!("{text:?} is no HOST:PORT: {why}"))?;
     // `localhost` may mean both loopbacks; the children and the printed lines must agree on one.
     let address = if text.starts_with("localhost:") {
-        found
-            .next()
-            .map(|a| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), a.port()))
+        found.next().map(|a| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), a.port()))
     } else {
         found.next()
     };
@@ -203,15 +197,7 @@ mod tests {
     fn a_volume_is_a_name_and_a_size() {
         let spec: VolumeSpec = "vol0:4G".parse().expect("valid");
         assert_eq!((spec.name.as_str(), spec.size_bytes), ("vol0", 4 << 30));
-        for text in [
-            "vol0",
-            "vol0:",
-            ":4G",
-            "vol0:0",
-            "vol0:4GB",
-            "vol0:1000",
-            "a/b:4G",
-        ] {
+        for text in ["vol0", "vol0:", ":4G", "vol0:0", "vol0:4GB", "vol0:1000", "a/b:4G"] {
             assert!(text.parse::<VolumeSpec>().is_err(), "{text}");
         }
     }

@@ -54,11 +54,7 @@ fn find_program(name: &'static str, variable: &'static str) -> Result<PathBuf, D
     };
     let path = std::path::absolute(&path).map_err(DevError::file("find", &path))?;
     if !path.is_file() {
-        return Err(DevError::MissingProgram {
-            name,
-            path,
-            variable,
-        });
+        return Err(DevError::MissingProgram { name, path, variable });
     }
     Ok(path)
 }
@@ -154,10 +150,7 @@ impl Daemon {
                 source,
             })?;
         let stdin = child.stdin.take();
-        self.running = Some(Running {
-            child,
-            _stdin: stdin,
-        });
+        self.running = Some(Running { child, _stdin: stdin });
         Ok(())
     }
 
@@ -165,10 +158,7 @@ impl Daemon {
         if fs::metadata(&self.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
             fs::rename(&self.log, self.log.with_extension("log.1"))?;
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)?;
+        let file = OpenOptions::new().create(true).append(true).open(&self.log)?;
         self.log_from_bytes = file.metadata()?.len();
         Ok(file)
     }
@@ -219,10 +209,7 @@ impl Daemon {
         };
         let lines: Vec<&str> = text.lines().collect();
         let first = lines.len().saturating_sub(TAIL_LINES);
-        let shown: Vec<String> = lines[first..]
-            .iter()
-            .map(|line| format!("  {line}"))
-            .collect();
+        let shown: Vec<String> = lines[first..].iter().map(|line| format!("  {line}")).collect();
         shown.join("\n")
     }
 }
@@ -235,18 +222,14 @@ pub fn remove_dead_socket(path: &Path) -> Result<(), DevError> {
         Err(why) => return Err(DevError::file("look at", path)(why)),
     };
     if !found.file_type().is_socket() {
-        return Err(DevError::NotASocket {
-            path: path.to_path_buf(),
-        });
+        return Err(DevError::NotASocket { path: path.to_path_buf() });
     }
     match UnixStream::connect(path) {
         Err(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(DevError::file("remove", path))
         }
         // A full backlog is also somebody's.
-        Ok(_) | Err(_) => Err(DevError::SocketInUse {
-            path: path.to_path_buf(),
-        }),
+        Ok(_) | Err(_) => Err(DevError::SocketInUse { path: path.to_path_buf() }),
     }
 }
 

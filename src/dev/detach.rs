@@ -29,9 +29,7 @@ pub fn run(dir: &Path, output: Output) -> Result<(), DevError> {
     let mut lines = String::new();
     if let Some(mut stdout) = child.stdout.take() {
         // It ends when the supervisor moves its stdout to a log, or dies.
-        stdout
-            .read_to_string(&mut lines)
-            .map_err(DevError::file("read the output of", program))?;
+        stdout.read_to_string(&mut lines).map_err(DevError::file("read the output of", program))?;
     }
     if !lines.is_empty() {
         // The lines are lost only if our own stdout is; the cluster runs either way.
@@ -39,13 +37,12 @@ pub fn run(dir: &Path, output: Output) -> Result<(), DevError> {
     }
     let status = child.wait().map_err(DevError::file("wait for", program))?;
     match status.code() {
-        Some(code) if code != 0 => Err(DevError::Reported {
-            code: u8::try_from(code).unwrap_or(EXIT_FAILED),
-        }),
-        Some(_) | None => Err(DevError::Background {
-            dir: dir.to_path_buf(),
-            log: super::background_log(dir),
-        }),
+        Some(code) if code != 0 => {
+            Err(DevError::Reported { code: u8::try_from(code).unwrap_or(EXIT_FAILED) })
+        }
+        Some(_) | None => {
+            Err(DevError::Background { dir: dir.to_path_buf(), log: super::background_log(dir) })
+        }
     }
 }
 

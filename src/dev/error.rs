@@ -8,11 +8,7 @@ use crate::error::{EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE};
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
     #[error("{doing} {}: {source}", path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { doing: &'static str, path: PathBuf, source: io::Error },
     #[error(
         "{address} can be reached from other machines, and there is no TLS yet: choose a loopback address, or insist with --insecure"
     )]
@@ -26,12 +22,7 @@ pub enum DevError {
     #[error("--http {first} leaves no room for {servers} ports that count up from it")]
     PortsEnd { first: String, servers: u16 },
     #[error("{} belongs to a cluster with {what} {remembered}, not {asked}: leave that option out, or choose another --dir", dir.display())]
-    Contradiction {
-        dir: PathBuf,
-        what: String,
-        remembered: String,
-        asked: String,
-    },
+    Contradiction { dir: PathBuf, what: String, remembered: String, asked: String },
     #[error("{} holds server data but no cluster.toml: this is no directory petrel dev made, choose another --dir", dir.display())]
     ForeignDirectory { dir: PathBuf },
     #[error("{} is not a cluster description this version can read: {why}", path.display())]
@@ -41,11 +32,7 @@ pub enum DevError {
     #[error("there is no cluster in {}", dir.display())]
     NoCluster { dir: PathBuf },
     #[error("{what} wants {address}, and something else is using it: {source}")]
-    PortInUse {
-        what: String,
-        address: String,
-        source: io::Error,
-    },
+    PortInUse { what: String, address: String, source: io::Error },
     #[error("something already listens on {}", path.display())]
     SocketInUse { path: PathBuf },
     #[error("{} is in the way of the NBD socket, and it is no socket", path.display())]
@@ -53,30 +40,13 @@ pub enum DevError {
     #[error("no run of {servers} free ports was found for {what}")]
     NoFreePorts { what: &'static str, servers: u16 },
     #[error("{name} is not at {}: build it (`cargo build -p {name}`), or say where it is in {variable}", path.display())]
-    MissingProgram {
-        name: &'static str,
-        path: PathBuf,
-        variable: &'static str,
-    },
+    MissingProgram { name: &'static str, path: PathBuf, variable: &'static str },
     #[error("start {name} ({}): {source}", program.display())]
-    Spawn {
-        name: String,
-        program: PathBuf,
-        source: io::Error,
-    },
+    Spawn { name: String, program: PathBuf, source: io::Error },
     #[error("{name} ended before the cluster was ready ({status}); the end of {}:\n{tail}", log.display())]
-    ChildDied {
-        name: String,
-        status: String,
-        log: PathBuf,
-        tail: String,
-    },
+    ChildDied { name: String, status: String, log: PathBuf, tail: String },
     #[error("the cluster is not ready after {seconds} s: {waiting_for}\n{logs}")]
-    NotReady {
-        seconds: u64,
-        waiting_for: String,
-        logs: String,
-    },
+    NotReady { seconds: u64, waiting_for: String, logs: String },
     #[error("{why}")]
     Volume {
         why: String,
@@ -93,17 +63,9 @@ pub enum DevError {
     #[error("the cluster did not start")]
     Reported { code: u8 },
     #[error("pid {pid}, which runs the cluster in {}, did not end within {seconds} s", dir.display())]
-    WontStop {
-        dir: PathBuf,
-        pid: String,
-        seconds: u64,
-    },
+    WontStop { dir: PathBuf, pid: String, seconds: u64 },
     #[error("signal pid {pid}, which runs the cluster in {}: {source}", dir.display())]
-    Signal {
-        dir: PathBuf,
-        pid: String,
-        source: io::Error,
-    },
+    Signal { dir: PathBuf, pid: String, source: io::Error },
 }
 
 impl DevError {
@@ -140,10 +102,6 @@ impl DevError {
     /// For `map_err` on file operations.
     pub fn file(doing: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::File {
-            doing,
-            path,
-            source,
-        }
+        move |source| Self::File { doing, path, source }
     }
 }

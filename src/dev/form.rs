@@ -191,11 +191,7 @@ fn what_is_missing(cluster: &Cluster, servers: u16) -> Option<String> {
 /// The cluster's volumes: name and size in bytes.
 pub fn volumes(client: &Client) -> Result<Vec<(String, u64)>, Error> {
     let listed: Volumes = client.get_as("list volumes", "/v1/volumes")?;
-    Ok(listed
-        .volumes
-        .into_iter()
-        .map(|volume| (volume.name, volume.size_bytes))
-        .collect())
+    Ok(listed.volumes.into_iter().map(|volume| (volume.name, volume.size_bytes)).collect())
 }
 
 fn refused(error: &Error) -> DevError {
@@ -204,10 +200,7 @@ fn refused(error: &Error) -> DevError {
         EXIT_REFUSED => EXIT_REFUSED,
         _ => EXIT_FAILED,
     };
-    DevError::Volume {
-        why: error.to_string(),
-        code,
-    }
+    DevError::Volume { why: error.to_string(), code }
 }
 
 /// A child that dies now will not get better: its log says why.
@@ -229,13 +222,7 @@ fn logs(daemons: &[Daemon]) -> String {
     let ends: Vec<String> = daemons
         .iter()
         .filter(|daemon| daemon.pid().is_some())
-        .map(|daemon| {
-            format!(
-                "the end of {}:\n{}",
-                daemon.log.display(),
-                daemon.log_tail()
-            )
-        })
+        .map(|daemon| format!("the end of {}:\n{}", daemon.log.display(), daemon.log_tail()))
         .collect();
     ends.join("\n")
 }

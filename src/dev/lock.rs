@@ -39,10 +39,7 @@ impl Lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let pid = read_pid(&mut file, &path)?;
-                return Err(DevError::AlreadyRunning {
-                    dir: dir.to_path_buf(),
-                    pid,
-                });
+                return Err(DevError::AlreadyRunning { dir: dir.to_path_buf(), pid });
             }
             Err(TryLockError::Error(why)) => return Err(DevError::file("lock", &path)(why)),
         }
@@ -92,9 +89,7 @@ pub fn holder(dir: &Path) -> Result<Holder, DevError> {
 /// Stops the supervisor of `dir` as Ctrl-C would, and waits for it. Returns whether there was one.
 pub fn stop(dir: &Path) -> Result<bool, DevError> {
     if !dir.is_dir() {
-        return Err(DevError::NoCluster {
-            dir: dir.to_path_buf(),
-        });
+        return Err(DevError::NoCluster { dir: dir.to_path_buf() });
     }
     let Holder::Supervisor { pid } = holder(dir)? else {
         return Ok(false);
@@ -131,11 +126,7 @@ pub fn stop(dir: &Path) -> Result<bool, DevError> {
             Err(TryLockError::Error(why)) => return Err(DevError::file("lock", &path)(why)),
         }
     }
-    Err(DevError::WontStop {
-        dir: dir.to_path_buf(),
-        pid,
-        seconds: STOP_MAX.as_secs(),
-    })
+    Err(DevError::WontStop { dir: dir.to_path_buf(), pid, seconds: STOP_MAX.as_secs() })
 }
 
 fn path_in(dir: &Path) -> PathBuf {

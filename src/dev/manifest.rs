@@ -107,22 +107,14 @@ impl Manifest {
             Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(why) => return Err(DevError::file("read", &path)(why)),
         };
-        let bad = |why: String| DevError::BadManifest {
-            path: path.clone(),
-            why,
-        };
+        let bad = |why: String| DevError::BadManifest { path: path.clone(), why };
         let FormatOnly { format } = toml::from_str(&text).map_err(|why| bad(why.to_string()))?;
         if format != FORMAT {
-            return Err(bad(format!(
-                "its format is {format}, and this one is {FORMAT}"
-            )));
+            return Err(bad(format!("its format is {format}, and this one is {FORMAT}")));
         }
         let manifest: Self = toml::from_str(&text).map_err(|why| bad(why.to_string()))?;
-        let ids_count_up = manifest
-            .addresses
-            .iter()
-            .zip(1_u16..)
-            .all(|(addresses, id)| addresses.id == id);
+        let ids_count_up =
+            manifest.addresses.iter().zip(1_u16..).all(|(addresses, id)| addresses.id == id);
         let complete = manifest.addresses.is_empty()
             || manifest.addresses.len() == usize::from(manifest.servers);
         if !ids_count_up || !complete || manifest.servers == 0 {
@@ -135,9 +127,7 @@ impl Manifest {
     pub fn for_start(dir: &Path, args: &DevArgs) -> Result<Self, DevError> {
         let Some(mut manifest) = Self::load(dir)? else {
             if has_server_data(dir) {
-                return Err(DevError::ForeignDirectory {
-                    dir: dir.to_path_buf(),
-                });
+                return Err(DevError::ForeignDirectory { dir: dir.to_path_buf() });
             }
             return Self::new(args);
         };
@@ -160,12 +150,7 @@ impl Manifest {
     /// Refuses what was said and differs from what is remembered.
     fn check(&self, dir: &Path, args: &DevArgs) -> Result<(), DevError> {
         let contradiction = |what: String, remembered: String, asked: String| {
-            Err(DevError::Contradiction {
-                dir: dir.to_path_buf(),
-                what,
-                remembered,
-                asked,
-            })
+            Err(DevError::Contradiction { dir: dir.to_path_buf(), what, remembered, asked })
         };
         if let Some(asked) = args.servers.filter(|&asked| asked != self.servers) {
             return contradiction(
@@ -181,16 +166,9 @@ impl Manifest {
                 asked.to_string(),
             );
         }
-        if let Some(asked) = args
-            .segment_size
-            .filter(|&asked| asked != self.segment_bytes)
-        {
+        if let Some(asked) = args.segment_size.filter(|&asked| asked != self.segment_bytes) {
             let remembered = display_bytes(self.segment_bytes);
-            return contradiction(
-                "--segment-size".to_owned(),
-                remembered,
-                display_bytes(asked),
-            );
+            return contradiction("--segment-size".to_owned(), remembered, display_bytes(asked));
         }
         for VolumeSpec { name, size_bytes } in &args.volumes {
             let known = self.volumes.iter().find(|volume| volume.name == *name);
@@ -226,10 +204,8 @@ impl Manifest {
         let Some(text) = &self.nbd else {
             return Ok(NbdListen::default_in(dir));
         };
-        let listen: NbdListen = text.parse().map_err(|why| DevError::BadManifest {
-            path: path_in(dir),
-            why,
-        })?;
+        let listen: NbdListen =
+            text.parse().map_err(|why| DevError::BadManifest { path: path_in(dir), why })?;
         listen.absolute().map_err(DevError::file("find", dir))
     }
 
@@ -244,8 +220,7 @@ impl Manifest {
 
     /// Takes over what volumes the cluster has, in the order they were asked for, others after.
     pub fn note_volumes(&mut self, actual: &[(String, u64)]) {
-        self.volumes
-            .retain(|volume| actual.iter().any(|(name, _)| *name == volume.name));
+        self.volumes.retain(|volume| actual.iter().any(|(name, _)| *name == volume.name));
         for (name, size_bytes) in actual {
             match self.volumes.iter_mut().find(|volume| volume.name == *name) {
                 Some(known) => {
@@ -286,8 +261,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DevError> {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&scratch, path)?;
-        path.parent()
-            .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     };
     write().map_err(DevError::file("write", path))
 }
@@ -326,13 +300,8 @@ mod tests {
         let mut manifest = Manifest::new(&args(&["--volume", "a:1G", "--nbd", "tcp:127.0.0.1:9"]))
             .expect("consistent");
         let address = SocketAddr::from(([127, 0, 0, 1], 8001));
-        manifest.addresses = (1..=3)
-            .map(|id| Addresses {
-                id,
-                data: address,
-                http: address,
-            })
-            .collect();
+        manifest.addresses =
+            (1..=3).map(|id| Addresses { id, data: address, http: address }).collect();
         manifest.save(dir.path()).expect("writable");
         let read = Manifest::load(dir.path()).expect("readable");
         assert_eq!(read, Some(manifest));
@@ -341,14 +310,7 @@ mod tests {
     #[test]
     fn what_contradicts_is_refused_and_what_agrees_is_not() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let first = args(&[
-            "--servers",
-            "3",
-            "--volume",
-            "a:1G",
-            "--segment-size",
-            "64MiB",
-        ]);
+        let first = args(&["--servers", "3", "--volume", "a:1G", "--segment-size", "64MiB"]);
         let manifest = Manifest::new(&first).expect("consistent");
         manifest.save(dir.path()).expect("writable");
         for line in [

@@ -46,11 +46,7 @@ pub fn run(args: &DevArgs, output: Output) -> Result<(), DevError> {
     }
     let manifest = Manifest::for_start(&dir, args)?;
     check_listeners(&dir, args, &manifest)?;
-    if args.detach {
-        detach::run(&dir, output)
-    } else {
-        supervise::run(&dir, args, output)
-    }
+    if args.detach { detach::run(&dir, output) } else { supervise::run(&dir, args, output) }
 }
 
 fn stop(dir: &Path, output: Output) -> Result<(), DevError> {
@@ -73,32 +69,23 @@ fn check_listeners(dir: &Path, args: &DevArgs, manifest: &Manifest) -> Result<()
     if let NbdListen::Unix(path) = &nbd {
         let bytes = path.as_os_str().as_bytes().len();
         if bytes > SOCKET_PATH_BYTES_MAX {
-            return Err(DevError::SocketPathTooLong {
-                path: path.clone(),
-                bytes,
-            });
+            return Err(DevError::SocketPathTooLong { path: path.clone(), bytes });
         }
     }
     if args.insecure {
         return Ok(());
     }
     if !nbd.is_local() {
-        return Err(DevError::NotLoopback {
-            address: nbd.to_string(),
-        });
+        return Err(DevError::NotLoopback { address: nbd.to_string() });
     }
     let remembered = manifest.addresses.iter().map(|addresses| addresses.http);
     let asked = args.http.map(|HttpListen(address)| address);
     let open = match asked {
         Some(address) => Some(address).filter(|address| !address.ip().is_loopback()),
-        None => remembered
-            .into_iter()
-            .find(|address| !address.ip().is_loopback()),
+        None => remembered.into_iter().find(|address| !address.ip().is_loopback()),
     };
     match open {
-        Some(address) => Err(DevError::NotLoopback {
-            address: address.to_string(),
-        }),
+        Some(address) => Err(DevError::NotLoopback { address: address.to_string() }),
         None => Ok(()),
     }
 }

@@ -73,9 +73,8 @@ impl Claims {
         let stride = count.next_multiple_of(STRIDE);
         let mut start = first;
         while start < PORTS_END.saturating_sub(count) {
-            let run: Vec<SocketAddr> = (start..start + count)
-                .map(|port| SocketAddr::new(ip, port))
-                .collect();
+            let run: Vec<SocketAddr> =
+                (start..start + count).map(|port| SocketAddr::new(ip, port)).collect();
             let claims: io::Result<Vec<UnixListener>> =
                 run.iter().map(|&address| try_claim(address)).collect();
             if let Ok(claims) = claims {
@@ -84,10 +83,7 @@ impl Claims {
             }
             start += stride;
         }
-        Err(DevError::NoFreePorts {
-            what,
-            servers: count,
-        })
+        Err(DevError::NoFreePorts { what, servers: count })
     }
 }
 
@@ -110,12 +106,8 @@ mod tests {
     #[test]
     fn two_clusters_get_different_runs_of_ports() {
         let (mut one, mut other) = (Claims::default(), Claims::default());
-        let a = one
-            .claim_run("http", LOOPBACK, 21_001, 3)
-            .expect("free ports");
-        let b = other
-            .claim_run("http", LOOPBACK, 21_001, 3)
-            .expect("free ports");
+        let a = one.claim_run("http", LOOPBACK, 21_001, 3).expect("free ports");
+        let b = other.claim_run("http", LOOPBACK, 21_001, 3).expect("free ports");
         assert!(a.iter().all(|address| !b.contains(address)), "{a:?} {b:?}");
         for run in [a, b] {
             assert_eq!(run[1].port(), run[0].port() + 1);
@@ -126,20 +118,13 @@ mod tests {
     #[test]
     fn a_port_someone_listens_on_is_named_and_passed_over() {
         let mut claims = Claims::default();
-        let taken = claims
-            .claim_run("http", LOOPBACK, 22_001, 1)
-            .expect("a free port")[0];
+        let taken = claims.claim_run("http", LOOPBACK, 22_001, 1).expect("a free port")[0];
         drop(claims);
         let _listener = TcpListener::bind(taken).expect("free");
         let mut claims = Claims::default();
         let refused = claims.claim("server 1's http", taken).expect_err("in use");
-        assert!(
-            refused.to_string().contains(&taken.to_string()),
-            "{refused}"
-        );
-        let run = claims
-            .claim_run("http", LOOPBACK, taken.port(), 2)
-            .expect("free ports");
+        assert!(refused.to_string().contains(&taken.to_string()), "{refused}");
+        let run = claims.claim_run("http", LOOPBACK, taken.port(), 2).expect("free ports");
         assert!(!run.contains(&taken));
     }
 }

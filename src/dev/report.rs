@@ -70,9 +70,7 @@ impl Facts<'_> {
     }
 
     fn pids(&self) -> impl Iterator<Item = (Role, u32)> {
-        self.daemons
-            .iter()
-            .filter_map(|daemon| Some((daemon.role, daemon.pid()?)))
+        self.daemons.iter().filter_map(|daemon| Some((daemon.role, daemon.pid()?)))
     }
 }
 
@@ -110,11 +108,8 @@ mod tests {
     #[test]
     fn facts_come_in_the_order_others_rely_on() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let addresses = [1, 2].map(|id| Addresses {
-            id,
-            data: address(7000 + id),
-            http: address(8000 + id),
-        });
+        let addresses =
+            [1, 2].map(|id| Addresses { id, data: address(7000 + id), http: address(8000 + id) });
         let facts = Facts {
             nbd: &NbdListen::Unix("/tmp/my dir/nbd.sock".into()),
             volumes: &["vol0".to_owned(), "vol1".to_owned()],

@@ -85,30 +85,15 @@ struct Life<'a> {
 
 /// Everything between the first child's start and the order to stop.
 fn live(life: &mut Life<'_>) -> Result<(), DevError> {
-    let Life {
-        dir,
-        args,
-        output,
-        programs,
-        manifest,
-        nbd,
-        stop,
-        daemons,
-    } = life;
+    let Life { dir, args, output, programs, manifest, nbd, stop, daemons } = life;
     for addresses in &manifest.addresses {
         let mut daemon = server(dir, args, programs, manifest, addresses)?;
         daemon.start()?;
         daemons.push(daemon);
     }
-    let urls: Vec<String> = manifest
-        .addresses
-        .iter()
-        .map(|a| http_url(a.http))
-        .collect();
+    let urls: Vec<String> = manifest.addresses.iter().map(|a| http_url(a.http)).collect();
     let bases = urls.iter().map(|url| url.parse::<BaseUrl>());
-    let bases = bases
-        .collect::<Result<Vec<_>, _>>()
-        .expect("a socket address makes a base URL");
+    let bases = bases.collect::<Result<Vec<_>, _>>().expect("a socket address makes a base URL");
     let client = Client::new(bases);
     let startup = Startup {
         client: &client,
@@ -129,17 +114,9 @@ fn live(life: &mut Life<'_>) -> Result<(), DevError> {
     startup.wait_for_bridge(daemons, nbd)?;
 
     let volumes: Vec<String> = manifest.volumes.iter().map(|v| v.name.clone()).collect();
-    let facts = Facts {
-        nbd,
-        volumes: &volumes,
-        addresses: &manifest.addresses,
-        daemons,
-    };
-    let told = if output.is_json() {
-        output.json_line(&facts.json())
-    } else {
-        output.text(&facts.text())
-    };
+    let facts = Facts { nbd, volumes: &volumes, addresses: &manifest.addresses, daemons };
+    let told =
+        if output.is_json() { output.json_line(&facts.json()) } else { output.text(&facts.text()) };
     if args.in_background {
         // Whoever started us waits for these lines; if nobody does, nobody wants the cluster.
         told.map_err(|_| DevError::Interrupted)?;
@@ -186,10 +163,7 @@ fn find_ports(
                 })
                 .collect();
             if run.len() != usize::from(servers) {
-                return Err(DevError::PortsEnd {
-                    first: first.to_string(),
-                    servers,
-                });
+                return Err(DevError::PortsEnd { first: first.to_string(), servers });
             }
             let before = run == remembered_http;
             claim_all(claims, "http", &run, before)?;
@@ -210,9 +184,7 @@ fn find_ports(
         reclaim(claims, "data", remembered_data, DATA_FIRST, output)?
     };
     let both = http.into_iter().zip(data).zip(1..);
-    Ok(both
-        .map(|((http, data), id)| Addresses { id, data, http })
-        .collect())
+    Ok(both.map(|((http, data), id)| Addresses { id, data, http }).collect())
 }
 
 fn claim_all(
@@ -329,10 +301,8 @@ fn server(
         peers: peers.collect(),
     };
     let path = home.join("storaged.toml");
-    let text = toml::to_string(&config).map_err(|why| DevError::BadManifest {
-        path: path.clone(),
-        why: why.to_string(),
-    })?;
+    let text = toml::to_string(&config)
+        .map_err(|why| DevError::BadManifest { path: path.clone(), why: why.to_string() })?;
     write_atomically(&path, text.as_bytes())?;
     let mut arguments: Vec<OsString> = vec!["--config".into(), path.into()];
     arguments.push("--exit-on-stdin-close".into());
@@ -392,10 +362,7 @@ fn tend(daemons: &mut [Daemon], args: &DevArgs, output: Output, stop: &AtomicBoo
                 if args.no_restart {
                     output.note(&format!("{} ended ({end}) and stays down", daemon.name()));
                 } else {
-                    output.note(&format!(
-                        "{} ended ({end}), starting it again",
-                        daemon.name()
-                    ));
+                    output.note(&format!("{} ended ({end}), starting it again", daemon.name()));
                     daemon.schedule_restart();
                 }
             }
@@ -427,10 +394,7 @@ fn restart(daemon: &mut Daemon, output: Output) {
 /// Ends the bridge first, so that its clients' last requests still find servers; then the servers.
 fn shut_down(daemons: &mut [Daemon]) {
     // The bridge is the last one to be started.
-    let servers = daemons
-        .iter()
-        .take_while(|daemon| daemon.role != Role::Bridge)
-        .count();
+    let servers = daemons.iter().take_while(|daemon| daemon.role != Role::Bridge).count();
     let (servers, bridge) = daemons.split_at_mut(servers);
     end(bridge);
     end(servers);

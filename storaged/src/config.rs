@@ -159,10 +159,8 @@ fn address(key: &'static str, value: &str, insecure: bool) -> Result<SocketAddr,
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Parse {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Parse { path: path.to_owned(), reason: error.to_string() })
 }
 
 impl Config {

@@ -35,41 +35,27 @@ async fn any_server_takes_proposals_and_all_apply_them_alike() {
     cluster.settle_and_compare().await;
     let leader = cluster.leader().await;
     let follower = cluster.other_than(leader);
-    assert!(
-        cluster.log(follower).status().has_quorum,
-        "the leader was just heard"
-    );
+    assert!(cluster.log(follower).status().has_quorum, "the leader was just heard");
     let refused = cluster.log(follower).propose(b"not here".to_vec()).await;
-    assert_eq!(
-        refused,
-        Err(ProposeError::NotLeader {
-            leader: Some(leader)
-        })
-    );
+    assert_eq!(refused, Err(ProposeError::NotLeader { leader: Some(leader) }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_outlives_its_leader_and_takes_it_back() {
     let mut cluster = Cluster::founded(3, |_| {}).await;
     for round in 0..10 {
-        cluster
-            .propose_through(1, format!("before {round}").as_bytes())
-            .await;
+        cluster.propose_through(1, format!("before {round}").as_bytes()).await;
     }
     let dead = cluster.leader().await;
     cluster.kill(dead);
     let survivor = cluster.other_than(dead);
     for round in 0..10 {
-        cluster
-            .propose_through(survivor, format!("without {dead}: {round}").as_bytes())
-            .await;
+        cluster.propose_through(survivor, format!("without {dead}: {round}").as_bytes()).await;
     }
     cluster.start(dead).await;
     cluster.propose_through(dead, b"back").await;
     cluster.settle_and_compare().await;
-    let commands = cluster
-        .log(dead)
-        .with_state(|_, ledger| ledger.commands.len());
+    let commands = cluster.log(dead).with_state(|_, ledger| ledger.commands.len());
     assert_eq!(commands, 21);
 }
 
@@ -81,9 +67,7 @@ async fn all_servers_killed_at_once_come_back_with_everything_answered() {
     })
     .await;
     for round in 0..50 {
-        cluster
-            .propose_through(1 + round % 3, format!("{round}").as_bytes())
-            .await;
+        cluster.propose_through(1 + round % 3, format!("{round}").as_bytes()).await;
     }
     let leader = cluster.leader().await;
     let term = cluster.log(leader).status().term;
@@ -99,14 +83,9 @@ async fn all_servers_killed_at_once_come_back_with_everything_answered() {
         cluster.log(leader).status().term > term,
         "the votes were kept, and none of them leads again without a new one"
     );
-    let index = cluster
-        .log(2)
-        .read_barrier()
-        .await
-        .expect("a majority is back");
-    let (applied, commands) = cluster
-        .log(2)
-        .with_state(|applied, ledger| (applied, ledger.commands.len()));
+    let index = cluster.log(2).read_barrier().await.expect("a majority is back");
+    let (applied, commands) =
+        cluster.log(2).with_state(|applied, ledger| (applied, ledger.commands.len()));
     assert!(applied >= index);
     assert_eq!(commands, 50);
     cluster.settle_and_compare().await;
@@ -134,22 +113,11 @@ async fn a_server_far_behind_catches_up_by_a_snapshot() {
     })
     .await;
     cluster.start(absent).await;
-    assert!(
-        cluster.log(absent).status().last_applied < 50,
-        "it was away"
-    );
+    assert!(cluster.log(absent).status().last_applied < 50, "it was away");
     cluster.settle_and_compare().await;
     let status = cluster.log(absent).status();
-    assert!(
-        status.snapshot > 50,
-        "it could only come by snapshot: {status:?}"
-    );
-    assert_eq!(
-        cluster
-            .log(absent)
-            .with_state(|_, ledger| ledger.commands.len()),
-        150
-    );
+    assert!(status.snapshot > 50, "it could only come by snapshot: {status:?}");
+    assert_eq!(cluster.log(absent).with_state(|_, ledger| ledger.commands.len()), 150);
 
     cluster.kill(absent);
     cluster.start(absent).await;
@@ -180,30 +148,18 @@ async fn a_command_that_a_deposed_leader_took_has_an_unknown_outcome() {
     let lost = tokio::spawn(async move { log.propose(b"lost".to_vec()).await });
     let other = cluster.other_than(old);
     wait_for("another leader", || {
-        cluster
-            .log(other)
-            .status()
-            .leader
-            .is_some_and(|leader| leader != old)
+        cluster.log(other).status().leader.is_some_and(|leader| leader != old)
     })
     .await;
     cluster.propose_through(other, b"kept").await;
-    wait_for("the old leader to notice", || {
-        !cluster.log(old).status().has_quorum
-    })
-    .await;
+    wait_for("the old leader to notice", || !cluster.log(old).status().has_quorum).await;
     cluster.hub.heal(old);
     match lost.await.expect("the task ends") {
         Err(ProposeError::Unknown(why)) => assert!(why.contains("leadership was lost"), "{why}"),
         other => panic!("the outcome was told as {other:?}"),
     }
     cluster.settle_and_compare().await;
-    assert_eq!(
-        cluster
-            .log(old)
-            .with_state(|_, ledger| ledger.commands.len()),
-        1
-    );
+    assert_eq!(cluster.log(old).with_state(|_, ledger| ledger.commands.len()), 1);
 }
 
 /// It knows less about what is committed than it once answered, so a read barrier that relied on
@@ -219,10 +175,7 @@ async fn a_restarted_leader_does_not_lead_on_its_old_vote() {
         let index = cluster.log(1).read_barrier().await.expect("it leads");
         let after = cluster.log(1).status();
         assert!(after.term > before.term, "{before:?}, then {after:?}");
-        assert!(
-            index > before.last_log,
-            "the barrier lies behind all it had"
-        );
+        assert!(index > before.last_log, "the barrier lies behind all it had");
     }
 }
 
@@ -239,10 +192,7 @@ async fn without_a_majority_nothing_is_promised() {
     let log = cluster.log(leader);
     let proposed = log.propose_anywhere(b"alone".to_vec()).await;
     assert!(
-        matches!(
-            proposed,
-            Err(ProposeError::Unknown(_) | ProposeError::NotLeader { .. })
-        ),
+        matches!(proposed, Err(ProposeError::Unknown(_) | ProposeError::NotLeader { .. })),
         "{proposed:?}"
     );
     let barrier = log.read_barrier().await;
@@ -277,10 +227,7 @@ async fn a_dead_leader_that_was_seen_dying_is_replaced_early() {
     let survivor = cluster.other_than(dead);
     cluster.propose_through(survivor, b"after").await;
     let took = killed.elapsed();
-    assert!(
-        took < Duration::from_millis(1800),
-        "fail-over took {took:?}"
-    );
+    assert!(took < Duration::from_millis(1800), "fail-over took {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,39 +246,19 @@ async fn a_living_leader_is_not_disturbed_by_a_false_alarm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_oversize_command_is_refused_and_the_largest_is_not() {
     let cluster = Cluster::founded(1, |_| {}).await;
-    let refused = cluster
-        .log(1)
-        .propose_anywhere(vec![0; COMMAND_BYTES_MAX + 1])
-        .await;
-    assert!(
-        matches!(refused, Err(ProposeError::Refused(_))),
-        "{refused:?}"
-    );
-    cluster
-        .propose_through(1, &vec![0; COMMAND_BYTES_MAX])
-        .await;
+    let refused = cluster.log(1).propose_anywhere(vec![0; COMMAND_BYTES_MAX + 1]).await;
+    assert!(matches!(refused, Err(ProposeError::Refused(_))), "{refused:?}");
+    cluster.propose_through(1, &vec![0; COMMAND_BYTES_MAX]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn founding_twice_changes_nothing() {
     let mut cluster = Cluster::founded(1, |_| {}).await;
     let members = || [(1, cluster::peer(1))].into();
-    assert!(
-        !cluster
-            .log(1)
-            .initialize(members())
-            .await
-            .expect("it is no error")
-    );
+    assert!(!cluster.log(1).initialize(members()).await.expect("it is no error"));
     cluster.stop(1).await;
     cluster.start(1).await;
-    assert!(
-        !cluster
-            .log(1)
-            .initialize(members())
-            .await
-            .expect("it is no error")
-    );
+    assert!(!cluster.log(1).initialize(members()).await.expect("it is no error"));
     cluster.leader().await;
 }
 
@@ -344,9 +271,7 @@ async fn a_server_whose_snapshot_is_gone_or_damaged_does_not_start() {
     })
     .await;
     for round in 0..40 {
-        cluster
-            .propose_through(1, format!("{round}").as_bytes())
-            .await;
+        cluster.propose_through(1, format!("{round}").as_bytes()).await;
     }
     wait_for("a purged log", || cluster.log(1).status().purged > 0).await;
     cluster.stop(1).await;
@@ -355,28 +280,19 @@ async fn a_server_whose_snapshot_is_gone_or_damaged_does_not_start() {
 
     fs::remove_file(&snapshot).expect("remove it");
     let refused = cluster.try_start(1).await.map(drop);
-    assert!(
-        matches!(refused, Err(ConsensusError::SnapshotMissing { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(ConsensusError::SnapshotMissing { .. })), "{refused:?}");
 
     let mut damaged = bytes.clone();
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
     fs::write(&snapshot, damaged).expect("write it damaged");
     let refused = cluster.try_start(1).await.map(drop);
-    assert!(
-        matches!(refused, Err(ConsensusError::Snapshot { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(ConsensusError::Snapshot { .. })), "{refused:?}");
 
     fs::write(&snapshot, bytes).expect("put it back");
     cluster.start(1).await;
     cluster.leader().await;
-    assert_eq!(
-        cluster.log(1).with_state(|_, ledger| ledger.commands.len()),
-        40
-    );
+    assert_eq!(cluster.log(1).with_state(|_, ledger| ledger.commands.len()), 40);
 }
 
 /// The directory is copied while the server runs: what kill -9 would leave.
@@ -384,16 +300,11 @@ async fn a_server_whose_snapshot_is_gone_or_damaged_does_not_start() {
 async fn a_running_server_copied_from_disk_holds_everything_it_answered() {
     let cluster = Cluster::founded(1, |_| {}).await;
     for round in 0..25 {
-        cluster
-            .propose_through(1, format!("{round}").as_bytes())
-            .await;
+        cluster.propose_through(1, format!("{round}").as_bytes()).await;
     }
     let mut twin = Cluster::unfounded(|_| {});
     copy_dir(&cluster.config(1).dir, &twin.config(1).dir);
     twin.start(1).await;
     twin.log(1).read_barrier().await.expect("it leads itself");
-    assert_eq!(
-        twin.log(1).with_state(|_, ledger| ledger.commands.len()),
-        25
-    );
+    assert_eq!(twin.log(1).with_state(|_, ledger| ledger.commands.len()), 25);
 }

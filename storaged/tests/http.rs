@@ -61,16 +61,9 @@ impl Answer {
         assert_eq!(self.kind, "application/problem+json");
         assert_eq!(self.body["status"], status);
         for key in ["type", "title", "detail"] {
-            assert!(
-                self.body[key].as_str().is_some_and(|s| !s.is_empty()),
-                "{key}: {}",
-                self.text
-            );
+            assert!(self.body[key].as_str().is_some_and(|s| !s.is_empty()), "{key}: {}", self.text);
         }
-        self.body["detail"]
-            .as_str()
-            .expect("looked at above")
-            .to_owned()
+        self.body["detail"].as_str().expect("looked at above").to_owned()
     }
 }
 
@@ -89,11 +82,7 @@ fn launch(dir: &TempDir, incarnation: u64, store: u128, faults: bool) -> Cluster
         zone: "zone-1".to_owned(),
         region: "local".to_owned(),
         tier: "ssd".to_owned(),
-        peers: vec![PeerConfig {
-            id: 1,
-            data,
-            http: address.to_string(),
-        }],
+        peers: vec![PeerConfig { id: 1, data, http: address.to_string() }],
         bootstrap: true,
         cluster: None,
         capacity_bytes: None,
@@ -152,9 +141,7 @@ impl Cluster {
     /// Server 1 for real, and as many more as are asked for in the map only.
     fn start(dir: &TempDir, servers: u64, faults: bool) -> Cluster {
         let cluster = launch(dir, 1, 1, faults);
-        cluster.wait_until("server 1 is registered", |map| {
-            map.server(ServerId(1)).is_some()
-        });
+        cluster.wait_until("server 1 is registered", |map| map.server(ServerId(1)).is_some());
         for id in 2..=servers {
             cluster.propose(Command::RegisterServer(Server {
                 id: ServerId(id),
@@ -196,11 +183,7 @@ impl Cluster {
             let map = self.map.lock().expect("no one panics with it");
             map.segments()
                 .filter(|c| c.active < c.epoch)
-                .map(|c| Command::Active {
-                    segment: c.segment,
-                    epoch: c.epoch,
-                    writer_pause_us: 0,
-                })
+                .map(|c| Command::Active { segment: c.segment, epoch: c.epoch, writer_pause_us: 0 })
                 .collect()
         };
         for command in waiting {
@@ -237,11 +220,7 @@ impl Cluster {
     }
 
     fn post(&self, route: &str, body: &Value) -> Answer {
-        self.take(
-            self.agent
-                .post(format!("{}{route}", self.url))
-                .send_json(body),
-        )
+        self.take(self.agent.post(format!("{}{route}", self.url)).send_json(body))
     }
 
     #[track_caller]
@@ -301,10 +280,7 @@ fn the_cluster_and_its_servers_have_the_fields_of_the_contract() {
             "migrations_active",
         ],
     );
-    assert_eq!(
-        (&status["leader"], &status["consensus"]),
-        (&json!(1), &json!("ok"))
-    );
+    assert_eq!((&status["leader"], &status["consensus"]), (&json!(1), &json!("ok")));
     assert_eq!(
         status["segments"],
         json!({"total": 0, "healthy": 0, "degraded": 0, "unavailable": 0})
@@ -329,11 +305,7 @@ fn the_cluster_and_its_servers_have_the_fields_of_the_contract() {
         ],
     );
     assert_eq!((&first["id"], &first["state"]), (&json!(1), &json!("up")));
-    assert_eq!(
-        first["boot_id"].as_str().map(str::len),
-        Some(36),
-        "a boot id is a UUID"
-    );
+    assert_eq!(first["boot_id"].as_str().map(str::len), Some(36), "a boot id is a UUID");
     // Nobody has ever heard of the other one.
     assert_eq!(servers["servers"][1]["state"], "down");
 }
@@ -343,10 +315,7 @@ fn a_volume_is_created_listed_shown_and_deleted() {
     let dir = dir();
     let cluster = Cluster::start(&dir, 2, false);
     let made = cluster.create("vol0", 4, 2);
-    assert_eq!(
-        cluster.get("/v1/volumes").ok(200),
-        json!({"volumes": [made.clone()]})
-    );
+    assert_eq!(cluster.get("/v1/volumes").ok(200), json!({"volumes": [made.clone()]}));
     assert_eq!(cluster.get("/v1/volumes/vol0").ok(200), made);
     for (key, value) in [
         ("name", json!("vol0")),
@@ -385,9 +354,7 @@ fn a_volume_that_cannot_be_is_refused_with_its_own_status() {
     with("durability", json!("write-back")).problem(501);
     with("durability", json!("hope")).problem(422);
     assert_eq!(
-        cluster.get("/v1/volumes").ok(200)["volumes"]
-            .as_array()
-            .map(Vec::len),
+        cluster.get("/v1/volumes").ok(200)["volumes"].as_array().map(Vec::len),
         Some(1),
         "nothing was left behind"
     );
@@ -401,14 +368,10 @@ fn an_unknown_volume_is_not_found_wherever_it_is_named() {
     cluster.get("/v1/segments?volume=nil").problem(404);
     cluster.get("/v1/map/nil?barrier=true").problem(404);
     cluster.delete("/v1/volumes/nil").problem(404);
-    let detail = cluster
-        .post("/v1/segments/nil/0/move", &json!({"to": 2}))
-        .problem(404);
+    let detail = cluster.post("/v1/segments/nil/0/move", &json!({"to": 2})).problem(404);
     assert!(detail.contains("nil"), "{detail}");
     cluster.create("vol0", 1, 1);
-    cluster
-        .post("/v1/segments/vol0/1/move", &json!({"to": 2}))
-        .problem(404);
+    cluster.post("/v1/segments/vol0/1/move", &json!({"to": 2})).problem(404);
     cluster.get("/v1/nothing").problem(404);
 }
 
@@ -435,19 +398,10 @@ fn segments_and_the_clients_map_say_where_everything_is() {
         ],
     );
     assert!(segment["id"].is_string() && segment["migration"].is_null());
-    assert_eq!(
-        (&segment["index"], &segment["state"]),
-        (&json!(1), &json!("healthy"))
-    );
-    assert_eq!(
-        segment["replicas"],
-        json!([{"server": 1, "role": "primary", "state": "in_sync"}])
-    );
+    assert_eq!((&segment["index"], &segment["state"]), (&json!(1), &json!("healthy")));
+    assert_eq!(segment["replicas"], json!([{"server": 1, "role": "primary", "state": "in_sync"}]));
     let map = cluster.get("/v1/map/vol0?barrier=true").ok(200);
-    assert_eq!(
-        (&map["name"], &map["size_bytes"]),
-        (&json!("vol0"), &json!(2 * MIB))
-    );
+    assert_eq!((&map["name"], &map["size_bytes"]), (&json!("vol0"), &json!(2 * MIB)));
     assert_eq!(map["segment_bytes"], MIB);
     assert_eq!(map["servers"][0]["id"], 1);
     has_keys(&map, &["volume", "version"]);
@@ -464,15 +418,12 @@ fn a_segment_moves_once_at_a_time_and_a_move_can_be_called_off() {
     let (members, outsider) = {
         let map = cluster.map.lock().expect("no one panics with it");
         let config = map.segments().next().expect("there is one").clone();
-        let outsider = (1..=3)
-            .find(|id| !config.is_member(ServerId(*id)))
-            .expect("two of three hold it");
+        let outsider =
+            (1..=3).find(|id| !config.is_member(ServerId(*id))).expect("two of three hold it");
         (config.members, outsider)
     };
     let route = "/v1/segments/vol0/0/move";
-    let detail = cluster
-        .post(route, &json!({"to": members[0].server.0}))
-        .problem(409);
+    let detail = cluster.post(route, &json!({"to": members[0].server.0})).problem(409);
     assert!(detail.contains("already has a replica"), "{detail}");
     cluster.post(route, &json!({"to": 99})).problem(404);
     cluster.post(route, &json!({"too": 3})).problem(422);
@@ -502,30 +453,18 @@ fn a_segment_moves_once_at_a_time_and_a_move_can_be_called_off() {
             "reason",
         ],
     );
-    assert_eq!(
-        (&started["volume"], &started["to"]),
-        (&json!("vol0"), &json!(outsider))
-    );
+    assert_eq!((&started["volume"], &started["to"]), (&json!("vol0"), &json!(outsider)));
     assert_eq!(started["cause"]["kind"], "operator");
-    assert_eq!(
-        (&started["verified"], &started["digest"]),
-        (&json!(false), &Value::Null)
-    );
+    assert_eq!((&started["verified"], &started["digest"]), (&json!(false), &Value::Null));
     assert!(
-        started["started_at"]
-            .as_str()
-            .is_some_and(|t| t.starts_with("20") && t.ends_with('Z')),
+        started["started_at"].as_str().is_some_and(|t| t.starts_with("20") && t.ends_with('Z')),
         "{started}"
     );
     {
         let map = cluster.map.lock().expect("no one panics with it");
         let joining = map.segments().next().and_then(|c| c.joining);
         let most = joining.expect("it is joining").bytes_per_second_max;
-        assert_eq!(
-            most,
-            Some(u64::MAX),
-            "an operator's move ignores the automatic brake"
-        );
+        assert_eq!(most, Some(u64::MAX), "an operator's move ignores the automatic brake");
     }
     let detail = cluster.post(route, &json!({"to": outsider})).problem(409);
     assert!(detail.contains("under way"), "{detail}");
@@ -533,10 +472,7 @@ fn a_segment_moves_once_at_a_time_and_a_move_can_be_called_off() {
     let one = format!("/v1/migrations/{}", started["id"]);
     let ended = cluster.delete(&one).ok(200);
     assert_eq!(ended["state"], "aborted");
-    assert!(
-        ended["reason"].is_string() && ended["finished_at"].is_string(),
-        "{ended}"
-    );
+    assert!(ended["reason"].is_string() && ended["finished_at"].is_string(), "{ended}");
     cluster.delete(&one).problem(409);
     cluster.delete("/v1/migrations/999999").problem(404);
     let listed = cluster.get("/v1/migrations").ok(200);
@@ -547,10 +483,7 @@ fn a_segment_moves_once_at_a_time_and_a_move_can_be_called_off() {
     cluster.post(route, &slow).ok(202);
     let map = cluster.map.lock().expect("no one panics with it");
     let joining = map.segments().next().and_then(|c| c.joining);
-    assert_eq!(
-        joining.expect("it is joining").bytes_per_second_max,
-        Some(5_000_000)
-    );
+    assert_eq!(joining.expect("it is joining").bytes_per_second_max, Some(5_000_000));
 }
 
 #[test]
@@ -573,9 +506,7 @@ fn servers_are_cordoned_drained_and_removed_by_name() {
 fn faults_are_forbidden_without_the_flag() {
     let dir = dir();
     let cluster = Cluster::start(&dir, 1, false);
-    let detail = cluster
-        .post("/v1/faults", &json!({"read_latency_ms": 80}))
-        .problem(403);
+    let detail = cluster.post("/v1/faults", &json!({"read_latency_ms": 80})).problem(403);
     assert!(detail.contains("--allow-faults"), "{detail}");
     cluster.delete("/v1/faults").problem(403);
 }
@@ -584,22 +515,11 @@ fn faults_are_forbidden_without_the_flag() {
 fn faults_are_set_and_cleared_and_judged_with_the_flag() {
     let dir = dir();
     let cluster = Cluster::start(&dir, 1, true);
-    let set = cluster
-        .post(
-            "/v1/faults",
-            &json!({"read_latency_ms": 80, "error_rate": 0.5}),
-        )
-        .ok(200);
-    assert_eq!(
-        (&set["read_latency_ms"], &set["error_rate"]),
-        (&json!(80), &json!(0.5))
-    );
-    cluster
-        .post("/v1/faults", &json!({"error_rate": 2}))
-        .problem(422);
-    cluster
-        .post("/v1/faults", &json!({"kindness": 1}))
-        .problem(422);
+    let set =
+        cluster.post("/v1/faults", &json!({"read_latency_ms": 80, "error_rate": 0.5})).ok(200);
+    assert_eq!((&set["read_latency_ms"], &set["error_rate"]), (&json!(80), &json!(0.5)));
+    cluster.post("/v1/faults", &json!({"error_rate": 2})).problem(422);
+    cluster.post("/v1/faults", &json!({"kindness": 1})).problem(422);
     assert_eq!(
         cluster.get("/v1/faults").ok(200)["read_latency_ms"],
         80,
@@ -614,12 +534,7 @@ fn a_server_that_is_not_asked_for_anything_has_an_unknown_score() {
     let dir = dir();
     let cluster = Cluster::start(&dir, 1, true);
     // A fault alone must not be seen: only its effects may be.
-    cluster
-        .post(
-            "/v1/faults",
-            &json!({"read_latency_ms": 80, "write_latency_ms": 80}),
-        )
-        .ok(200);
+    cluster.post("/v1/faults", &json!({"read_latency_ms": 80, "write_latency_ms": 80})).ok(200);
     let score = cluster.get("/v1/score").ok(200);
     has_keys(
         &score,
@@ -641,17 +556,12 @@ fn a_server_that_is_not_asked_for_anything_has_an_unknown_score() {
             "sampled_at",
         ],
     );
-    assert_eq!(
-        (&score["server"], &score["score"]),
-        (&json!(1), &Value::Null)
-    );
+    assert_eq!((&score["server"], &score["score"]), (&json!(1), &Value::Null));
     assert_eq!(score["horizon_s"], 2_592_000);
     let all = cluster.get("/v1/scores").ok(200);
     assert_eq!(all["scores"][0]["server"], 1);
     cluster.get("/v1/score/history?since=0").ok(200);
-    cluster
-        .get("/v1/score/history?since=yesterday")
-        .problem(422);
+    cluster.get("/v1/score/history?since=yesterday").problem(422);
 }
 
 #[test]
@@ -662,10 +572,7 @@ fn the_pages_for_people_and_machines_answer() {
     let page = cluster.get("/");
     assert!(page.kind.starts_with("text/html"), "{}", page.kind);
     for foreign in ["http://", "https://", "src=\"//"] {
-        assert!(
-            !page.text.contains(foreign),
-            "the page fetches from {foreign}"
-        );
+        assert!(!page.text.contains(foreign), "the page fetches from {foreign}");
     }
     let metrics = cluster.get("/metrics");
     assert_eq!(metrics.status, 200);
@@ -683,8 +590,7 @@ fn the_map_outlives_the_process_and_a_server_from_the_past_is_refused() {
 
     let mut again = launch(&dir, 2, 1, false);
     again.wait_until("the new life is registered", |map| {
-        map.server(ServerId(1))
-            .is_some_and(|s| s.incarnation == Incarnation(2))
+        map.server(ServerId(1)).is_some_and(|s| s.incarnation == Incarnation(2))
     });
     assert_eq!(again.get("/v1/volumes").ok(200), json!({"volumes": [made]}));
     again.halt().expect("it stops in good order");

@@ -68,9 +68,7 @@ impl Lab {
 
     fn start_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Foreground {
         let mut command = self.command(arguments);
-        command
-            .envs(variables.iter().copied())
-            .stdout(Stdio::piped());
+        command.envs(variables.iter().copied()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("petrel can be run");
         let mut stdout = child.stdout.take().expect("it is piped");
         // All the lines come in one write, so one read of enough bytes gets them all.
@@ -78,11 +76,7 @@ impl Lab {
         let count = stdout.read(&mut bytes).expect("readable");
         let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
         assert!(text.starts_with("petrel: ready\n"), "it printed {text:?}");
-        Foreground {
-            child,
-            stdout: BufReader::new(stdout),
-            text,
-        }
+        Foreground { child, stdout: BufReader::new(stdout), text }
     }
 
     fn events(&self) -> Vec<String> {
@@ -137,18 +131,14 @@ impl Drop for Foreground {
 }
 
 fn send_signal(pid: u32, signal: &str) {
-    let status = Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status();
+    let status = Command::new("kill").args([signal, &pid.to_string()]).status();
     assert!(status.expect("kill can be run").success());
 }
 
 fn is_alive(pid: u32) -> bool {
     // A zombie is dead; nobody of ours has reaped it yet.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')')
-        .next()
-        .is_some_and(|rest| !rest.is_empty() && !rest.trim().starts_with('Z'))
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim().starts_with('Z'))
 }
 
 #[track_caller]
@@ -180,9 +170,7 @@ fn pid_of(text: &str, name: &str) -> u32 {
 }
 
 fn https(text: &str) -> Vec<&str> {
-    text.lines()
-        .filter_map(|line| line.strip_prefix("http: "))
-        .collect()
+    text.lines().filter_map(|line| line.strip_prefix("http: ")).collect()
 }
 
 fn wait_until_dead(pids: &[(String, u32)]) {
@@ -197,27 +185,15 @@ fn the_lines_come_in_the_contracts_order_and_a_stop_leaves_nothing_alive() {
     let mut cluster = lab.start(&["--volume", "a:1G", "--volume", "b:512MiB"]);
     let socket = lab.dir().join("nbd.sock");
     let lines: Vec<&str> = cluster.text.lines().collect();
-    assert_eq!(
-        lines[1],
-        format!("nbd: nbd+unix:///a?socket={}", socket.display())
-    );
-    assert_eq!(
-        lines[2],
-        format!("nbd: nbd+unix:///b?socket={}", socket.display())
-    );
+    assert_eq!(lines[1], format!("nbd: nbd+unix:///a?socket={}", socket.display()));
+    assert_eq!(lines[2], format!("nbd: nbd+unix:///b?socket={}", socket.display()));
     let ports: Vec<u16> = lines[3..6]
         .iter()
-        .map(|line| {
-            line.strip_prefix("http: http://127.0.0.1:")
-                .expect("an http line")
-        })
+        .map(|line| line.strip_prefix("http: http://127.0.0.1:").expect("an http line"))
         .map(|port| port.parse().expect("a port"))
         .collect();
     assert_eq!([ports[1], ports[2]], [ports[0] + 1, ports[0] + 2]);
-    let names: Vec<String> = pids(&cluster.text)
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
+    let names: Vec<String> = pids(&cluster.text).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["1", "2", "3", "nbd-bridge"]);
     assert_eq!(lines.len(), 1 + 2 + 3 + 4);
     assert!(pids(&cluster.text).iter().all(|(_, pid)| is_alive(*pid)));
@@ -226,30 +202,17 @@ fn the_lines_come_in_the_contracts_order_and_a_stop_leaves_nothing_alive() {
     cluster.expect_end(0);
     assert!(pids(&cluster.text).iter().all(|(_, pid)| !is_alive(*pid)));
     let events = lab.events();
-    let ends: Vec<&String> = events
-        .iter()
-        .filter(|e| e.ends_with("terminated"))
-        .collect();
+    let ends: Vec<&String> = events.iter().filter(|e| e.ends_with("terminated")).collect();
     assert_eq!(ends.len(), 4, "{events:?}");
-    assert_eq!(
-        ends[0], "nbd-bridge terminated",
-        "the bridge goes first: {events:?}"
-    );
+    assert_eq!(ends[0], "nbd-bridge terminated", "the bridge goes first: {events:?}");
 }
 
 #[test]
 fn a_second_start_finds_the_same_cluster_and_does_not_bootstrap_again() {
     let lab = Lab::new();
-    let first = lab
-        .run(&["--servers", "2", "--detach"])
-        .expect_code(0)
-        .stdout;
+    let first = lab.run(&["--servers", "2", "--detach"]).expect_code(0).stdout;
     let conflict = lab.run(&[]).expect_code(3);
-    assert!(
-        conflict.stderr.contains("already running"),
-        "{}",
-        conflict.stderr
-    );
+    assert!(conflict.stderr.contains("already running"), "{}", conflict.stderr);
     lab.run(&["--detach"]).expect_code(3);
     lab.stop().expect_code(0);
     let second = lab.run(&["--detach"]).expect_code(0).stdout;
@@ -260,10 +223,7 @@ fn a_second_start_finds_the_same_cluster_and_does_not_bootstrap_again() {
         .into_iter()
         .filter(|event| event.starts_with("server") && event.contains("started"))
         .collect();
-    let bootstraps = started
-        .iter()
-        .filter(|event| event.ends_with("=true"))
-        .count();
+    let bootstraps = started.iter().filter(|event| event.ends_with("=true")).count();
     assert_eq!((started.len(), bootstraps), (4, 1), "{started:?}");
 }
 
@@ -288,11 +248,7 @@ fn a_detached_cluster_outlives_its_starter_and_is_stopped_by_directory() {
     assert!(!is_alive(supervisor));
     assert!(children.iter().all(|(_, pid)| !is_alive(*pid)));
     let again = lab.stop().expect_code(0);
-    assert!(
-        again.stdout.contains("no cluster was running"),
-        "{}",
-        again.stdout
-    );
+    assert!(again.stdout.contains("no cluster was running"), "{}", again.stdout);
     let elsewhere = lab.dir().join("nowhere");
     let elsewhere = elsewhere.to_str().expect("UTF-8");
     crate::fake::petrel(&["dev", "--stop", "--dir", elsewhere]).expect_code(1);
@@ -307,11 +263,7 @@ fn a_child_that_dies_is_started_again_and_its_new_pid_printed() {
         let killed = Instant::now();
         send_signal(old, "-KILL");
         let line = cluster.next_line();
-        assert!(
-            killed.elapsed() >= Duration::from_millis(950),
-            "{:?}",
-            killed.elapsed()
-        );
+        assert!(killed.elapsed() >= Duration::from_millis(950), "{:?}", killed.elapsed());
         let new = pid_of(&line, name);
         assert_ne!(old, new);
         assert!(is_alive(new));
@@ -327,11 +279,7 @@ fn without_restart_a_dead_child_stays_dead() {
     send_signal(pid_of(&cluster.text, "1"), "-KILL");
     // Nothing is to happen, so there is nothing to wait for but the time in which it would.
     std::thread::sleep(Duration::from_millis(2_000));
-    let starts = lab
-        .events()
-        .iter()
-        .filter(|e| e.starts_with("server 1 started"))
-        .count();
+    let starts = lab.events().iter().filter(|e| e.starts_with("server 1 started")).count();
     assert_eq!(starts, 1);
     cluster.signal("-TERM");
     cluster.expect_end(0);
@@ -341,21 +289,13 @@ fn without_restart_a_dead_child_stays_dead() {
 fn children_die_with_a_killed_parent_and_the_next_start_gets_its_ports_back() {
     let lab = Lab::new();
     let mut cluster = lab.start(&["--servers", "2", "--nbd", "tcp:127.0.0.1:21809"]);
-    assert!(
-        cluster.text.contains("\nnbd: nbd://127.0.0.1:21809/vol0\n"),
-        "{}",
-        cluster.text
-    );
+    assert!(cluster.text.contains("\nnbd: nbd://127.0.0.1:21809/vol0\n"), "{}", cluster.text);
     let children = pids(&cluster.text);
     cluster.signal("-KILL");
     cluster.child.wait().expect("it is ours");
     let again = lab.start(&[]);
     assert_eq!(https(&cluster.text), https(&again.text));
-    assert!(
-        again.text.contains("nbd://127.0.0.1:21809/vol0"),
-        "{}",
-        again.text
-    );
+    assert!(again.text.contains("nbd://127.0.0.1:21809/vol0"), "{}", again.text);
     wait_until_dead(&children);
 }
 
@@ -371,8 +311,7 @@ fn a_child_that_ignores_sigterm_is_killed_in_the_end() {
 #[test]
 fn what_contradicts_the_directory_is_refused_and_what_is_new_is_created() {
     let lab = Lab::new();
-    lab.run(&["--volume", "a:1G", "--segment-size", "64MiB", "--detach"])
-        .expect_code(0);
+    lab.run(&["--volume", "a:1G", "--segment-size", "64MiB", "--detach"]).expect_code(0);
     lab.stop().expect_code(0);
     for (line, part) in [
         (["--servers", "4"], "--servers 3, not 4"),
@@ -384,15 +323,7 @@ fn what_contradicts_the_directory_is_refused_and_what_is_new_is_created() {
         assert!(ran.stderr.contains(part), "{part} is not in {}", ran.stderr);
         lab.run(&[line[0], line[1], "--detach"]).expect_code(3);
     }
-    let line = [
-        "--servers",
-        "3",
-        "--volume",
-        "a:1G",
-        "--volume",
-        "b:2G",
-        "--detach",
-    ];
+    let line = ["--servers", "3", "--volume", "a:1G", "--volume", "b:2G", "--detach"];
     let ran = lab.run(&line).expect_code(0).stdout;
     assert!(ran.contains("///a?") && ran.contains("///b?"), "{ran}");
 }
@@ -400,8 +331,7 @@ fn what_contradicts_the_directory_is_refused_and_what_is_new_is_created() {
 #[test]
 fn a_deleted_volume_stays_deleted() {
     let lab = Lab::new();
-    lab.run(&["--volume", "a:1G", "--volume", "b:1G", "--detach"])
-        .expect_code(0);
+    lab.run(&["--volume", "a:1G", "--volume", "b:1G", "--detach"]).expect_code(0);
     let state = lab.dir().join("fake-volumes.json");
     let text = fs::read_to_string(&state).expect("readable");
     let mut volumes: Vec<Value> = serde_json::from_str(&text).expect("JSON");
@@ -440,16 +370,8 @@ fn a_port_in_use_is_named() {
     let first = format!("127.0.0.1:{}", taken - 1);
     for line in [vec!["--http", &first], vec!["--http", &first, "--detach"]] {
         let ran = lab.run(&line).expect_code(1);
-        assert!(
-            ran.stderr.contains(&format!("127.0.0.1:{taken}")),
-            "{}",
-            ran.stderr
-        );
-        assert!(
-            ran.stderr.contains("server 2's http port"),
-            "{}",
-            ran.stderr
-        );
+        assert!(ran.stderr.contains(&format!("127.0.0.1:{taken}")), "{}", ran.stderr);
+        assert!(ran.stderr.contains("server 2's http port"), "{}", ran.stderr);
     }
     // Nothing was begun, so nothing contradicts another try.
     lab.run(&["--servers", "2", "--detach"]).expect_code(0);
@@ -458,10 +380,7 @@ fn a_port_in_use_is_named() {
 #[test]
 fn http_ports_count_up_from_the_one_given() {
     let lab = Lab::new();
-    let ran = lab
-        .run(&["--http", "127.0.0.1:23501", "--detach"])
-        .expect_code(0)
-        .stdout;
+    let ran = lab.run(&["--http", "127.0.0.1:23501", "--detach"]).expect_code(0).stdout;
     let expected = [1, 2, 3].map(|step| format!("http://127.0.0.1:2350{step}"));
     assert_eq!(https(&ran), expected);
 }
@@ -475,37 +394,19 @@ fn a_child_that_cannot_start_is_shown_with_the_end_of_its_log() {
         for part in ["server 2", "exit code 7", "made of cheese", "server-2.log"] {
             assert!(ran.stderr.contains(part), "{part} is not in {}", ran.stderr);
         }
-        assert_eq!(
-            ran.stderr.matches("error").count(),
-            1,
-            "said once: {}",
-            ran.stderr
-        );
+        assert_eq!(ran.stderr.matches("error").count(), 1, "said once: {}", ran.stderr);
     }
-    let json = lab
-        .run_with(&[("FAKE_DIES", "2")], &["--detach", "--json"])
-        .expect_code(1);
+    let json = lab.run_with(&[("FAKE_DIES", "2")], &["--detach", "--json"]).expect_code(1);
     let problem = json.stderr_json();
-    assert!(
-        problem["detail"]
-            .as_str()
-            .is_some_and(|d| d.contains("cheese")),
-        "{problem}"
-    );
+    assert!(problem["detail"].as_str().is_some_and(|d| d.contains("cheese")), "{problem}");
 }
 
 #[test]
 fn a_cluster_that_does_not_form_in_time_is_given_up_with_what_it_lacks() {
     let lab = Lab::new();
     let line = ["--startup-timeout-s", "2"];
-    let ran = lab
-        .run_with(&[("FAKE_NO_LEADER", "1")], &line)
-        .expect_code(1);
-    assert!(
-        ran.stderr.contains("no leader has been elected"),
-        "{}",
-        ran.stderr
-    );
+    let ran = lab.run_with(&[("FAKE_NO_LEADER", "1")], &line).expect_code(1);
+    assert!(ran.stderr.contains("no leader has been elected"), "{}", ran.stderr);
     assert!(ran.stderr.contains("server-1.log"), "{}", ran.stderr);
     // A cluster that never formed may still be bootstrapped.
     lab.run(&["--detach"]).expect_code(0);
@@ -541,14 +442,8 @@ fn an_address_others_can_reach_needs_insecure() {
 #[test]
 fn a_missing_program_is_named_with_where_it_was_looked_for() {
     let lab = Lab::new();
-    let ran = lab
-        .run_with(&[("PETREL_STORAGED", "/nonexistent/storaged")], &[])
-        .expect_code(1);
-    assert!(
-        ran.stderr.contains("/nonexistent/storaged"),
-        "{}",
-        ran.stderr
-    );
+    let ran = lab.run_with(&[("PETREL_STORAGED", "/nonexistent/storaged")], &[]).expect_code(1);
+    assert!(ran.stderr.contains("/nonexistent/storaged"), "{}", ran.stderr);
     assert!(ran.stderr.contains("PETREL_STORAGED"), "{}", ran.stderr);
 }
 
@@ -559,14 +454,7 @@ fn under_json_the_facts_are_one_object() {
     let facts = ran.stdout_json();
     assert_eq!(facts["ready"], true);
     assert_eq!(facts["volumes"][0]["name"], "vol0");
-    assert_eq!(
-        facts["servers"].as_array().map(Vec::len),
-        Some(3),
-        "{facts}"
-    );
+    assert_eq!(facts["servers"].as_array().map(Vec::len), Some(3), "{facts}");
     assert!(facts["nbd_bridge"]["pid"].is_u64(), "{facts}");
-    assert_eq!(
-        lab.run(&["--stop", "--json"]).expect_code(0).stdout_json()["stopped"],
-        true
-    );
+    assert_eq!(lab.run(&["--stop", "--json"]).expect_code(0).stdout_json()["stopped"], true);
 }

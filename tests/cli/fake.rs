@@ -53,10 +53,7 @@ impl Ran {
 
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_petrel"));
-    command
-        .args(arguments)
-        .env_remove("PETREL_CLUSTER")
-        .stdin(Stdio::null());
+    command.args(arguments).env_remove("PETREL_CLUSTER").stdin(Stdio::null());
     command
 }
 
@@ -117,10 +114,7 @@ impl Answer {
     }
 
     pub fn raw(status: u16, body: &str) -> Self {
-        Self::Http {
-            status,
-            body: body.to_owned(),
-        }
+        Self::Http { status, body: body.to_owned() }
     }
 
     pub fn not_found() -> Self {
@@ -154,18 +148,11 @@ impl FakeServer {
                     continue;
                 };
                 let answer = answer(&request, &own);
-                log.lock()
-                    .expect("no test panics while it holds this")
-                    .push(request);
+                log.lock().expect("no test panics while it holds this").push(request);
                 send(stream, &answer);
             }
         });
-        Self {
-            url,
-            requests,
-            stop,
-            thread: Some(thread),
-        }
+        Self { url, requests, stop, thread: Some(thread) }
     }
 
     pub fn url(&self) -> String {
@@ -175,9 +162,7 @@ impl FakeServer {
     /// Everything asked so far.
     pub fn requests(&self) -> Vec<Request> {
         let requests = self.requests.lock();
-        requests
-            .expect("the server does not panic while it holds this")
-            .clone()
+        requests.expect("the server does not panic while it holds this").clone()
     }
 }
 
@@ -188,10 +173,7 @@ impl Drop for FakeServer {
         let woken = TcpStream::connect(address).is_ok();
         if let Some(thread) = self.thread.take().filter(|_| woken) {
             let ended = thread.join();
-            assert!(
-                ended.is_ok() || std::thread::panicking(),
-                "the fake server panicked"
-            );
+            assert!(ended.is_ok() || std::thread::panicking(), "the fake server panicked");
         }
     }
 }

@@ -22,57 +22,34 @@ fn record(id: u64, state: &str, bytes_copied: u64) -> Value {
 /// A server where a move is accepted and then seen in each of `states`; the last one stays.
 fn mover(states: &'static [(&'static str, u64)]) -> FakeServer {
     let mut looks = 0;
-    FakeServer::start(
-        move |request, _| match (request.method.as_str(), request.path.as_str()) {
-            ("POST", "/v1/segments/v/3/move") => Answer::json(202, &record(17, "queued", 0)),
-            ("GET", "/v1/migrations") => {
-                let (state, copied) = states[looks.min(states.len() - 1)];
-                looks += 1;
-                let listed = [record(9, "done", 64 << 20), record(17, state, copied)];
-                Answer::json(200, &json!({"migrations": listed}))
-            }
-            _ => Answer::not_found(),
-        },
-    )
+    FakeServer::start(move |request, _| match (request.method.as_str(), request.path.as_str()) {
+        ("POST", "/v1/segments/v/3/move") => Answer::json(202, &record(17, "queued", 0)),
+        ("GET", "/v1/migrations") => {
+            let (state, copied) = states[looks.min(states.len() - 1)];
+            looks += 1;
+            let listed = [record(9, "done", 64 << 20), record(17, state, copied)];
+            Answer::json(200, &json!({"migrations": listed}))
+        }
+        _ => Answer::not_found(),
+    })
 }
 
-const GOES_WELL: &[(&str, u64)] = &[
-    ("copying", 1 << 20),
-    ("verifying", 64 << 20),
-    ("done", 64 << 20),
-];
+const GOES_WELL: &[(&str, u64)] =
+    &[("copying", 1 << 20), ("verifying", 64 << 20), ("done", 64 << 20)];
 const GOES_WRONG: &[(&str, u64)] = &[("copying", 1 << 20), ("failed", 2 << 20)];
 
 #[test]
 fn a_move_is_asked_for_with_its_options_and_waited_for() {
     let server = mover(GOES_WELL);
-    let line = [
-        "segment",
-        "move",
-        "v/3",
-        "--from",
-        "1",
-        "--to",
-        "2",
-        "--max-mbps",
-        "50",
-    ];
+    let line = ["segment", "move", "v/3", "--from", "1", "--to", "2", "--max-mbps", "50"];
     let ran = ask(&server, &line).expect_code(0);
     let sent = server.requests()[0].json();
     assert_eq!(sent, json!({"from": 1, "to": 2, "max_mbps": 50}));
-    assert!(
-        ran.stdout.contains("v/3 moved from server 1 to server 2"),
-        "{}",
-        ran.stdout
-    );
+    assert!(ran.stdout.contains("v/3 moved from server 1 to server 2"), "{}", ran.stdout);
     assert!(ran.stdout.contains("0123456789abcdef"), "{}", ran.stdout);
     // No terminal: no bar.
     assert!(ran.stderr.is_empty(), "{}", ran.stderr);
-    let looks = server
-        .requests()
-        .iter()
-        .filter(|r| r.method == "GET")
-        .count();
+    let looks = server.requests().iter().filter(|r| r.method == "GET").count();
     assert_eq!(looks, GOES_WELL.len());
 }
 
@@ -96,11 +73,7 @@ fn a_move_not_waited_for_returns_the_accepted_record() {
 fn a_move_that_fails_is_exit_code_1_with_the_records_reason() {
     let server = mover(GOES_WRONG);
     let ran = ask(&server, &["segment", "move", "v/3", "--to", "2"]).expect_code(1);
-    assert!(
-        ran.stderr.contains("server 2 ran out of space"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("server 2 ran out of space"), "{}", ran.stderr);
     assert!(ran.stdout.is_empty(), "{}", ran.stdout);
 }
 
@@ -134,12 +107,7 @@ fn watching_all_leaves_out_what_had_ended_before() {
     let server = mover(GOES_WELL);
     let line = ["migration", "watch", "--until-idle"];
     let ran = ask(&server, &line).expect_code(0);
-    assert_eq!(
-        ran.stdout.lines().count(),
-        GOES_WELL.len(),
-        "{}",
-        ran.stdout
-    );
+    assert_eq!(ran.stdout.lines().count(), GOES_WELL.len(), "{}", ran.stdout);
     assert!(!ran.stdout.contains("migration 9 "), "{}", ran.stdout);
 }
 
@@ -157,11 +125,7 @@ fn migrations_are_listed_with_their_cause() {
     assert_eq!(all.stdout_json(), sent);
     let active = ask(&server, &["migration", "list", "--json", "--active"]).expect_code(0);
     let active = active.stdout_json();
-    assert_eq!(
-        active["migrations"].as_array().map(Vec::len),
-        Some(1),
-        "{active}"
-    );
+    assert_eq!(active["migrations"].as_array().map(Vec::len), Some(1), "{active}");
 }
 
 /// A server that loses one of `segments` segments with every look, and says `states` meanwhile.
@@ -195,11 +159,7 @@ fn a_drain_waits_for_the_last_segment_and_says_what_it_waits_for() {
     let server = drainer(2, |_| "draining");
     let ran = ask(&server, &["server", "drain", "2"]).expect_code(0);
     assert!(ran.stdout.contains("server 2 is drained"), "{}", ran.stdout);
-    assert!(
-        ran.stderr.contains("no move begun yet for v/7"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("no move begun yet for v/7"), "{}", ran.stderr);
     let server = drainer(1, |_| "draining");
     let ran = ask(&server, &["server", "drain", "2", "--json"]).expect_code(0);
     assert_eq!(ran.stdout_json()["segments"], 0);

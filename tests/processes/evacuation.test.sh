@@ -5,7 +5,7 @@
 limit=${LIMIT:-60}
 
 start --servers 4 --segment-size 64MiB --volume vol0:512MiB
-verify_in_background evacuation 150
+verify_in_background evacuation "${FIO_SECONDS:-100}"
 sleep 20
 slow=2
 before=$(query "[s['segments'] for s in d['servers'] if s['id']==$slow][0]" server list)
@@ -26,5 +26,4 @@ for m in moves:
     assert m['verified'] and m['digest'] and m['cause']['server'] == $slow, m
     assert m['cause']['score'] >= 70, m
     print('   ', m['volume'], m['index'], m['from'], '->', m['to'], m['cause']['mode'], m['cause']['score'], m['digest'], 'pause us', m['writer_pause_us'])"
-kill -INT "$FIO" 2>/dev/null || true
 fio_must_be_clean "the evacuation"

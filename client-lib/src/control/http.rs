@@ -41,9 +41,7 @@ impl Http {
     pub fn new(urls: &[String]) -> Result<Http, ConnectError> {
         let mut bases = Vec::new();
         for url in urls {
-            let host = url
-                .strip_prefix("http://")
-                .map(|rest| rest.trim_end_matches('/'));
+            let host = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
             match host {
                 Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', ' ']) => {
                     bases.push(format!("http://{host}"));
@@ -63,12 +61,7 @@ impl Http {
             .timeout_global(Some(ANSWER_TIMEOUT))
             .user_agent(concat!("petrel-client/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(Http {
-            agent: config.new_agent(),
-            urls: bases,
-            preferred: 0,
-            cluster: None,
-        })
+        Ok(Http { agent: config.new_agent(), urls: bases, preferred: 0, cluster: None })
     }
 
     /// The map of a volume, with a read barrier where one can be had.
@@ -78,9 +71,7 @@ impl Http {
         let raw = match fresh {
             Ok(Some(raw)) => raw,
             Ok(None) => {
-                return Err(ControlError::UnknownVolume {
-                    name: name.to_owned(),
-                });
+                return Err(ControlError::UnknownVolume { name: name.to_owned() });
             }
             Err(tried) => match self.ask::<RawMap>(&route, false) {
                 Ok(Some(raw)) => raw,
@@ -102,9 +93,9 @@ impl Http {
     pub fn volumes(&mut self) -> Result<Vec<VolumeSummary>, ControlError> {
         match self.ask::<RawVolumes>("/v1/volumes", false) {
             Ok(Some(raw)) => Ok(raw.volumes),
-            Ok(None) => Err(ControlError::Unreachable {
-                tried: "/v1/volumes is not found".to_owned(),
-            }),
+            Ok(None) => {
+                Err(ControlError::Unreachable { tried: "/v1/volumes is not found".to_owned() })
+            }
             Err(tried) => Err(ControlError::Unreachable { tried }),
         }
     }
@@ -124,15 +115,8 @@ impl Http {
     }
 
     fn document(&mut self, raw: RawMap, cluster: u64) -> MapDocument {
-        let RawMap {
-            volume,
-            size_bytes,
-            segment_bytes,
-            version,
-            cluster: _,
-            servers,
-            segments,
-        } = raw;
+        let RawMap { volume, size_bytes, segment_bytes, version, cluster: _, servers, segments } =
+            raw;
         let mut resolved = Vec::new();
         for server in servers {
             if let Some(http) = server.http {
@@ -141,15 +125,8 @@ impl Http {
                     self.urls.push(url);
                 }
             }
-            match server
-                .address
-                .to_socket_addrs()
-                .map(|mut found| found.next())
-            {
-                Ok(Some(address)) => resolved.push(ServerAddress {
-                    id: server.id,
-                    address,
-                }),
+            match server.address.to_socket_addrs().map(|mut found| found.next()) {
+                Ok(Some(address)) => resolved.push(ServerAddress { id: server.id, address }),
                 Ok(None) => tracing::warn!(id = %server.id, address = server.address, "no address"),
                 Err(error) => {
                     tracing::warn!(%error, id = %server.id, address = server.address, "resolve");
@@ -189,11 +166,7 @@ impl Http {
                 Err(Attempt::Failed(why)) => tried.push(format!("{url}: {why}")),
             }
         }
-        if missing {
-            Ok(None)
-        } else {
-            Err(tried.join("; "))
-        }
+        if missing { Ok(None) } else { Err(tried.join("; ")) }
     }
 
     fn attempt<T: DeserializeOwned>(&self, target: &str) -> Result<T, Attempt> {
@@ -241,14 +214,7 @@ mod tests {
 
     #[test]
     fn a_url_of_another_kind_is_refused_at_once() {
-        for url in [
-            "",
-            "127.0.0.1:1",
-            "https://a:1",
-            "http://",
-            "http://a/b",
-            "unix:/x",
-        ] {
+        for url in ["", "127.0.0.1:1", "https://a:1", "http://", "http://a/b", "unix:/x"] {
             let refused = Http::new(&[url.to_owned()]).expect_err(url);
             assert!(matches!(refused, ConnectError::Url { .. }), "{refused}");
         }

@@ -31,10 +31,7 @@ enum Question {
 /// What comes back.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Map {
-        attachment: usize,
-        result: Result<MapDocument, ControlError>,
-    },
+    Map { attachment: usize, result: Result<MapDocument, ControlError> },
     Volumes(Result<Vec<VolumeSummary>, ControlError>),
 }
 
@@ -71,10 +68,9 @@ impl Control {
         let serve = move || {
             for question in asked {
                 let answer = match question {
-                    Question::Map { attachment, name } => Answer::Map {
-                        attachment,
-                        result: http.map(&name),
-                    },
+                    Question::Map { attachment, name } => {
+                        Answer::Map { attachment, result: http.map(&name) }
+                    }
                     Question::Volumes => Answer::Volumes(http.volumes()),
                 };
                 if given.send(answer).is_err() {
@@ -86,27 +82,17 @@ impl Control {
         std::thread::Builder::new()
             .name("petrel-map".to_owned())
             .spawn(serve)
-            .map_err(|source| ConnectError::Thread {
-                what: "map",
-                source,
-            })?;
+            .map_err(|source| ConnectError::Thread { what: "map", source })?;
         Ok(Control { questions, answers })
     }
 
     pub fn ask_map(&self, attachment: usize, name: &str) {
-        let question = Question::Map {
-            attachment,
-            name: name.to_owned(),
-        };
-        self.questions
-            .send(question)
-            .expect("the thread lives as long as we ask");
+        let question = Question::Map { attachment, name: name.to_owned() };
+        self.questions.send(question).expect("the thread lives as long as we ask");
     }
 
     pub fn ask_volumes(&self) {
-        self.questions
-            .send(Question::Volumes)
-            .expect("the thread lives as long as we ask");
+        self.questions.send(Question::Volumes).expect("the thread lives as long as we ask");
     }
 
     pub fn answer(&self) -> Option<Answer> {

@@ -41,10 +41,7 @@ pub(super) struct Hands<'a> {
 
 #[derive(Debug)]
 enum Phase {
-    Opening {
-        waiting: Vec<(u64, Request)>,
-        last: Option<String>,
-    },
+    Opening { waiting: Vec<(u64, Request)>, last: Option<String> },
     Open(Box<Client<Data>>),
     Closed(VolumeError),
 }
@@ -98,10 +95,7 @@ impl Attachment {
             handle,
             name: name.to_owned(),
             volume: VolumeId(0),
-            phase: Phase::Opening {
-                waiting: Vec::new(),
-                last: None,
-            },
+            phase: Phase::Opening { waiting: Vec::new(), last: None },
             events: VecDeque::new(),
             actions: Vec::new(),
             jobs: HashMap::new(),
@@ -114,9 +108,9 @@ impl Attachment {
     pub fn state(&self) -> VolumeState {
         match &self.phase {
             Phase::Opening { waiting: _, last } => VolumeState::Opening { last: last.clone() },
-            Phase::Open(brain) => VolumeState::Open {
-                size_bytes: brain.size_blocks() * BLOCK_BYTES,
-            },
+            Phase::Open(brain) => {
+                VolumeState::Open { size_bytes: brain.size_blocks() * BLOCK_BYTES }
+            }
             Phase::Closed(error) => VolumeState::Closed(error.clone()),
         }
     }
@@ -154,12 +148,7 @@ impl Attachment {
         up: impl Iterator<Item = (ServerId, Session)>,
         completions: &mut VecDeque<Completion>,
     ) {
-        let MapDocument {
-            volume,
-            size_bytes,
-            version,
-            ..
-        } = document;
+        let MapDocument { volume, size_bytes, version, .. } = document;
         match &mut self.phase {
             Phase::Closed(_) => {}
             Phase::Open(brain) if self.volume != volume => {
@@ -170,13 +159,7 @@ impl Attachment {
             Phase::Open(_) => {
                 let (from, size_bytes) = (MapVersion(0), Some(size_bytes));
                 let segments = document.segments;
-                let delta = VolumeDelta {
-                    volume,
-                    from,
-                    to: version,
-                    size_bytes,
-                    segments,
-                };
+                let delta = VolumeDelta { volume, from, to: version, size_bytes, segments };
                 self.tell(ClientEvent::Delta(delta));
             }
             Phase::Opening { waiting, last } => {
@@ -218,11 +201,7 @@ impl Attachment {
         };
         for (token, _) in waiting.drain(..) {
             let (volume, result) = (self.handle, Err(error.clone()));
-            completions.push_back(Completion {
-                volume,
-                token,
-                result,
-            });
+            completions.push_back(Completion { volume, token, result });
         }
         self.wants_map = false;
         self.phase = Phase::Closed(error);
@@ -233,11 +212,7 @@ impl Attachment {
         self.abandon(VolumeError::Stopped, completions);
         for (_, job) in self.jobs.drain() {
             let (volume, result) = (self.handle, Err(VolumeError::Stopped));
-            completions.push_back(Completion {
-                volume,
-                token: job.token,
-                result,
-            });
+            completions.push_back(Completion { volume, token: job.token, result });
         }
         self.steps.clear();
         self.events.clear();
@@ -248,12 +223,7 @@ impl Attachment {
     pub fn unknown(&mut self, completions: &mut VecDeque<Completion>) {
         match &mut self.phase {
             Phase::Opening { .. } => {
-                self.abandon(
-                    VolumeError::Unknown {
-                        name: self.name.clone(),
-                    },
-                    completions,
-                );
+                self.abandon(VolumeError::Unknown { name: self.name.clone() }, completions);
             }
             Phase::Open(brain) => {
                 let delta = gone(self.volume, brain.version());
@@ -290,17 +260,9 @@ impl Attachment {
         if let ReplyBody::Stale { config } = &reply.body {
             self.want_servers(slice::from_ref(config), links);
         }
-        let ClientReply {
-            op: _,
-            segment,
-            body,
-        } = reply;
+        let ClientReply { op: _, segment, body } = reply;
         let reply = ClientReply { op, segment, body };
-        self.tell(ClientEvent::Reply {
-            server,
-            session,
-            reply,
-        });
+        self.tell(ClientEvent::Reply { server, session, reply });
     }
 
     /// Starts a request, or keeps it until the volume is open.
@@ -317,11 +279,7 @@ impl Attachment {
             Phase::Closed(error) => error.clone(),
         };
         let (volume, result) = (self.handle, Err(error));
-        completions.push_back(Completion {
-            volume,
-            token,
-            result,
-        });
+        completions.push_back(Completion { volume, token, result });
     }
 
     /// Lets the brain take what was put before it, and does what it asks for.
@@ -334,16 +292,10 @@ impl Attachment {
             brain.handle(tick(hands.now), event, &mut actions);
             for action in actions.drain(..) {
                 match action {
-                    ClientAction::Send {
-                        server,
-                        session,
-                        request,
-                    } => {
+                    ClientAction::Send { server, session, request } => {
                         let request = self.numbered(request);
                         let message = Message::Request(request);
-                        hands
-                            .links
-                            .send(hands.reactor, server, session, message, hands.now);
+                        hands.links.send(hands.reactor, server, session, message, hands.now);
                     }
                     ClientAction::Complete { op, result } => {
                         self.on_complete(op, result, hands.completions);
@@ -361,49 +313,21 @@ impl Attachment {
     }
 
     fn numbered(&self, request: ClientRequest<Data>) -> ClientRequest<Data> {
-        let ClientRequest {
-            op,
-            segment,
-            epoch,
-            writer,
-            body,
-        } = request;
-        assert!(
-            op.0 >> REQUEST_BITS == 0,
-            "request number {op} leaves no room for the volume's"
-        );
+        let ClientRequest { op, segment, epoch, writer, body } = request;
+        assert!(op.0 >> REQUEST_BITS == 0, "request number {op} leaves no room for the volume's");
         let handle = u64::try_from(self.handle.0).expect("a usize fits a u64");
         let op = OpId(op.0 | handle << REQUEST_BITS);
-        ClientRequest {
-            op,
-            segment,
-            epoch,
-            writer,
-            body,
-        }
+        ClientRequest { op, segment, epoch, writer, body }
     }
 }
 
 fn gone(volume: VolumeId, to: MapVersion) -> VolumeDelta {
-    VolumeDelta {
-        volume,
-        from: MapVersion(0),
-        to,
-        size_bytes: None,
-        segments: Vec::new(),
-    }
+    VolumeDelta { volume, from: MapVersion(0), to, size_bytes: None, segments: Vec::new() }
 }
 
 /// The volume as its map says.
 fn config_of(document: MapDocument) -> Result<VolumeConfig, String> {
-    let MapDocument {
-        volume,
-        size_bytes,
-        segment_bytes,
-        version,
-        segments,
-        ..
-    } = document;
+    let MapDocument { volume, size_bytes, segment_bytes, version, segments, .. } = document;
     let segment_blocks = u32::try_from(segment_bytes / BLOCK_BYTES)
         .ok()
         .filter(|blocks| *blocks > 0)

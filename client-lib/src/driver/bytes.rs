@@ -52,11 +52,7 @@ impl Cut {
         let count = (end - at) / BLOCK_BYTES;
         if count > 0 {
             let from_bytes = at - offset_bytes;
-            cut.whole = Some(Whole {
-                first: at / BLOCK_BYTES,
-                count,
-                from_bytes,
-            });
+            cut.whole = Some(Whole { first: at / BLOCK_BYTES, count, from_bytes });
             at += count * BLOCK_BYTES;
         }
         if at < end {
@@ -83,10 +79,7 @@ impl Cut {
 /// The first block a byte range touches, and how many it touches.
 pub(super) fn touched(offset_bytes: u64, length_bytes: u64) -> (u64, u64) {
     let first = offset_bytes / BLOCK_BYTES;
-    (
-        first,
-        (offset_bytes + length_bytes).div_ceil(BLOCK_BYTES) - first,
-    )
+    (first, (offset_bytes + length_bytes).div_ceil(BLOCK_BYTES) - first)
 }
 
 #[cfg(test)]
@@ -100,13 +93,7 @@ mod tests {
                 let cut = Cut::of(offset, length);
                 let mut covered = 0;
                 let edge = |edge: Option<Edge>, covered: &mut u64| {
-                    if let Some(Edge {
-                        block,
-                        at_bytes,
-                        len_bytes,
-                        from_bytes,
-                    }) = edge
-                    {
+                    if let Some(Edge { block, at_bytes, len_bytes, from_bytes }) = edge {
                         assert_eq!(from_bytes, *covered);
                         let at = u64::try_from(at_bytes).expect("small");
                         assert_eq!(block * 4096 + at, offset + *covered);
@@ -115,12 +102,7 @@ mod tests {
                     }
                 };
                 edge(cut.head, &mut covered);
-                if let Some(Whole {
-                    first,
-                    count,
-                    from_bytes,
-                }) = cut.whole
-                {
+                if let Some(Whole { first, count, from_bytes }) = cut.whole {
                     assert_eq!(from_bytes, covered);
                     assert_eq!(first * 4096, offset + covered);
                     covered += count * 4096;
@@ -135,14 +117,7 @@ mod tests {
     fn whole_blocks_have_no_edges() {
         let cut = Cut::of(8192, 1 << 20);
         assert_eq!(cut.edges().count(), 0);
-        assert_eq!(
-            cut.whole,
-            Some(Whole {
-                first: 2,
-                count: 256,
-                from_bytes: 0
-            })
-        );
+        assert_eq!(cut.whole, Some(Whole { first: 2, count: 256, from_bytes: 0 }));
         assert_eq!(touched(8192, 1 << 20), (2, 256));
         assert_eq!(touched(4095, 2), (0, 2));
     }

@@ -21,11 +21,7 @@ pub(super) struct Feed {
 
 impl Feed {
     pub fn new(turn: usize) -> Feed {
-        Feed {
-            current: None,
-            heard_at: Duration::ZERO,
-            turn,
-        }
+        Feed { current: None, heard_at: Duration::ZERO, turn }
     }
 
     pub fn heard(&mut self, from: (ServerId, Session), now: Duration) {

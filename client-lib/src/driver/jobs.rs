@@ -81,25 +81,11 @@ impl Attachment {
     ) {
         let job = self.number();
         let (wanted, pieces) = ((0, 0), Pieces::new());
-        self.jobs.insert(
-            job,
-            Job {
-                token,
-                open: 0,
-                failed: None,
-                wanted,
-                pieces,
-            },
-        );
+        self.jobs.insert(job, Job { token, open: 0, failed: None, wanted, pieces });
         let part = Step::Part { job };
         match request {
-            Request::Read {
-                length_bytes: 0, ..
-            } => {}
-            Request::Read {
-                offset_bytes,
-                length_bytes,
-            } => {
+            Request::Read { length_bytes: 0, .. } => {}
+            Request::Read { offset_bytes, length_bytes } => {
                 let (first_block, count) = touched(offset_bytes, length_bytes);
                 let skipped = index(offset_bytes) % BLOCK;
                 let count = u32::try_from(count).expect("judged: 16 TiB fit no memory");
@@ -116,12 +102,7 @@ impl Attachment {
                     let patch = Patch::Data(data.slice(from, from + edge.len_bytes));
                     self.hold(job, edge, patch);
                 }
-                if let Some(Whole {
-                    first,
-                    count,
-                    from_bytes,
-                }) = cut.whole
-                {
+                if let Some(Whole { first, count, from_bytes }) = cut.whole {
                     let (from, blocks) = (index(from_bytes), index(count));
                     let data = Data::new(data.slice(from, from + blocks * BLOCK));
                     let data = data.expect("a whole number of blocks");
@@ -129,10 +110,7 @@ impl Attachment {
                     self.operate(part, VolumeRequest::Write { first_block, data });
                 }
             }
-            Request::Zero {
-                offset_bytes,
-                length_bytes,
-            } => {
+            Request::Zero { offset_bytes, length_bytes } => {
                 let cut = Cut::of(offset_bytes, length_bytes);
                 self.open(job, cut.parts());
                 for edge in cut.edges() {
@@ -140,10 +118,7 @@ impl Attachment {
                 }
                 self.zero(part, cut.whole);
             }
-            Request::Discard {
-                offset_bytes,
-                length_bytes,
-            } => {
+            Request::Discard { offset_bytes, length_bytes } => {
                 let whole = Cut::of(offset_bytes, length_bytes).whole;
                 self.open(job, usize::from(whole.is_some()));
                 self.zero(part, whole);
@@ -163,22 +138,11 @@ impl Attachment {
 
     fn hold(&mut self, job: u64, edge: Edge, patch: Patch) {
         let step = Step::Hold { job, edge, patch };
-        self.operate(
-            step,
-            VolumeRequest::Hold {
-                first_block: edge.block,
-                count: 1,
-            },
-        );
+        self.operate(step, VolumeRequest::Hold { first_block: edge.block, count: 1 });
     }
 
     fn zero(&mut self, part: Step, whole: Option<Whole>) {
-        if let Some(Whole {
-            first: first_block,
-            count,
-            from_bytes: _,
-        }) = whole
-        {
+        if let Some(Whole { first: first_block, count, from_bytes: _ }) = whole {
             self.operate(part, VolumeRequest::Zero { first_block, count });
         }
     }
@@ -189,13 +153,7 @@ impl Attachment {
             return;
         };
         let first_block = edge.block;
-        self.operate(
-            Step::Fetch { hold },
-            VolumeRequest::Read {
-                first_block,
-                count: 1,
-            },
-        );
+        self.operate(Step::Fetch { hold }, VolumeRequest::Read { first_block, count: 1 });
     }
 
     /// The brain has ended an operation.
@@ -227,9 +185,7 @@ impl Attachment {
         };
         match result {
             OpResult::Data(runs) => {
-                let [(_, old)] = runs.as_slice() else {
-                    unreachable!("one block is one run")
-                };
+                let [(_, old)] = runs.as_slice() else { unreachable!("one block is one run") };
                 let mut block = Buffer::from_slice(old.bytes());
                 patch.apply(*edge, &mut block);
                 let data = Data::new(block.share()).expect("one block");
@@ -269,21 +225,11 @@ impl Attachment {
         if self.jobs.get(&job).is_none_or(|state| state.open > 0) {
             return;
         }
-        let Some(Job {
-            token,
-            failed,
-            pieces,
-            ..
-        }) = self.jobs.remove(&job)
-        else {
+        let Some(Job { token, failed, pieces, .. }) = self.jobs.remove(&job) else {
             return;
         };
         let (volume, result) = (self.handle, failed.map_or(Ok(pieces), Err));
-        completions.push_back(Completion {
-            volume,
-            token,
-            result,
-        });
+        completions.push_back(Completion { volume, token, result });
     }
 }
 

@@ -85,9 +85,7 @@ impl Links {
                 address: *address,
                 is_wanted: false,
                 session: Session(0),
-                state: State::Down {
-                    redial_at: Duration::ZERO,
-                },
+                state: State::Down { redial_at: Duration::ZERO },
                 backoff: REDIAL_MIN,
                 owed: 0,
                 quiet_since: Duration::ZERO,
@@ -130,8 +128,7 @@ impl Links {
                         Ok(stream) => {
                             link.session = link.session.next();
                             link.state = State::Greeting { stream, since: now };
-                            self.streams
-                                .insert(stream, (server, FrameReader::default()));
+                            self.streams.insert(stream, (server, FrameReader::default()));
                             let hello = link.hello(identity, server);
                             frames::send(reactor, stream, Message::Hello(hello));
                         }
@@ -147,9 +144,7 @@ impl Links {
 
     /// The server at the other end of a stream, and the reader of its messages, if it is ours.
     pub fn reader(&mut self, stream: StreamId) -> Option<(ServerId, &mut FrameReader)> {
-        self.streams
-            .get_mut(&stream)
-            .map(|(server, reader)| (*server, reader))
+        self.streams.get_mut(&stream).map(|(server, reader)| (*server, reader))
     }
 
     pub fn owns(&self, stream: StreamId) -> bool {
@@ -166,11 +161,7 @@ impl Links {
     ) -> Option<(ServerId, Session)> {
         let server = self.streams.get(&stream)?.0;
         let link = self.servers.get_mut(&server)?;
-        let State::Greeting {
-            stream: greeting,
-            since: _,
-        } = link.state
-        else {
+        let State::Greeting { stream: greeting, since: _ } = link.state else {
             return None;
         };
         let is_ours = greeting == stream
@@ -198,12 +189,10 @@ impl Links {
 
     /// Every connection that is up.
     pub fn up(&self) -> impl Iterator<Item = (ServerId, Session)> {
-        self.servers
-            .iter()
-            .filter_map(|(server, link)| match link.state {
-                State::Up { .. } => Some((*server, link.session)),
-                State::Down { .. } | State::Greeting { .. } => None,
-            })
+        self.servers.iter().filter_map(|(server, link)| match link.state {
+            State::Up { .. } => Some((*server, link.session)),
+            State::Down { .. } | State::Greeting { .. } => None,
+        })
     }
 
     /// Something came from this server.
@@ -255,10 +244,7 @@ impl Links {
                 link.go_down(now);
                 Some((server, link.session))
             }
-            State::Greeting {
-                stream: current,
-                since: _,
-            } if current == stream => {
+            State::Greeting { stream: current, since: _ } if current == stream => {
                 link.go_down(now);
                 None
             }
@@ -289,10 +275,7 @@ impl Links {
                 silent.push(Silence::Cut { stream });
             } else if quiet > SILENT_BEFORE_PROBE && !link.is_probed {
                 link.is_probed = true;
-                silent.push(Silence::Probe {
-                    server,
-                    session: link.session,
-                });
+                silent.push(Silence::Probe { server, session: link.session });
             }
         }
         silent
@@ -309,9 +292,7 @@ impl Links {
 
 impl Link {
     fn go_down(&mut self, now: Duration) {
-        self.state = State::Down {
-            redial_at: now + self.backoff,
-        };
+        self.state = State::Down { redial_at: now + self.backoff };
         self.backoff = (self.backoff * 2).min(REDIAL_MAX);
         self.owed = 0;
     }

@@ -60,10 +60,7 @@ impl ClusterConfig {
         let mut hasher = RandomState::new().build_hasher();
         hasher.write_u32(std::process::id());
         hasher.write_u128(boot_time().as_nanos());
-        ClusterConfig {
-            urls,
-            client_id: hasher.finish(),
-        }
+        ClusterConfig { urls, client_id: hasher.finish() }
     }
 }
 
@@ -120,10 +117,7 @@ impl Driver {
     /// # Panics
     /// When called more than 65,535 times.
     pub fn open_volume(&mut self, name: &str) -> VolumeHandle {
-        assert!(
-            self.volumes.len() < ATTACHMENTS_MAX,
-            "a driver opens {ATTACHMENTS_MAX} volumes"
-        );
+        assert!(self.volumes.len() < ATTACHMENTS_MAX, "a driver opens {ATTACHMENTS_MAX} volumes");
         let handle = VolumeHandle(self.volumes.len());
         self.control.ask_map(handle.0, name);
         self.volumes.push(Volume {
@@ -158,9 +152,7 @@ impl Driver {
     /// Gives up on opening a volume that is not open yet: it is closed with `error`, and so is
     /// all that waits for it. Does nothing to a volume that is open.
     pub fn abandon(&mut self, volume: VolumeHandle, error: VolumeError) {
-        self.volumes[volume.0]
-            .attachment
-            .abandon(error, &mut self.completions);
+        self.volumes[volume.0].attachment.abandon(error, &mut self.completions);
     }
 
     /// What has ended since the last call.
@@ -171,10 +163,7 @@ impl Driver {
     /// Requests that have not ended, of all volumes.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.volumes
-            .iter()
-            .map(|volume| volume.attachment.in_flight())
-            .sum()
+        self.volumes.iter().map(|volume| volume.attachment.in_flight()).sum()
     }
 
     /// Asks for the list of volumes; [`Self::volumes_listed`] gives it when it has come.
@@ -191,11 +180,7 @@ impl Driver {
     #[must_use]
     pub fn wait(&self) -> Duration {
         let now = tick_of(boot_time());
-        let due = self
-            .volumes
-            .iter()
-            .filter_map(|volume| volume.attachment.next_wakeup())
-            .min();
+        let due = self.volumes.iter().filter_map(|volume| volume.attachment.next_wakeup()).min();
         due.map_or(TICK, |due| Duration::from_nanos(due.since(now)).min(TICK))
     }
 
@@ -287,10 +272,7 @@ impl Driver {
 
     fn dial(&mut self, reactor: &mut Reactor, now: Duration) {
         if let Some(cluster) = self.cluster {
-            let identity = Identity {
-                client: self.client,
-                cluster,
-            };
+            let identity = Identity { client: self.client, cluster };
             self.links.dial(reactor, identity, now);
         }
     }
@@ -343,9 +325,7 @@ impl Driver {
                 }
                 self.links.learn(&document.servers);
                 volume.attachment.wants_map = false;
-                volume
-                    .attachment
-                    .want_servers(&document.segments, &mut self.links);
+                volume.attachment.want_servers(&document.segments, &mut self.links);
                 let (up, completions) = (self.links.up(), &mut self.completions);
                 volume.attachment.learn(document, up, completions);
                 let is_opening = matches!(volume.attachment.state(), VolumeState::Opening { .. });
@@ -458,9 +438,7 @@ impl Driver {
     ) {
         let (index, op) = attachment_of(reply.op);
         if let Some(volume) = self.volumes.get_mut(index) {
-            volume
-                .attachment
-                .on_reply(server, session, op, reply, &mut self.links);
+            volume.attachment.on_reply(server, session, op, reply, &mut self.links);
             self.pump(reactor, index);
         }
     }
@@ -474,17 +452,11 @@ impl Driver {
     ) {
         for index in 0..self.volumes.len() {
             let volume = &mut self.volumes[index];
-            if volume
-                .attachment
-                .known()
-                .is_none_or(|(id, _)| id != delta.volume)
-            {
+            if volume.attachment.known().is_none_or(|(id, _)| id != delta.volume) {
                 continue;
             }
             volume.feed.heard(from, now);
-            volume
-                .attachment
-                .want_servers(&delta.segments, &mut self.links);
+            volume.attachment.want_servers(&delta.segments, &mut self.links);
             volume.attachment.tell(ClientEvent::Delta(delta.clone()));
             self.pump(reactor, index);
         }
@@ -508,9 +480,7 @@ impl Driver {
     /// Keeps every open volume subscribed to one server that talks.
     fn look_after_feeds(&mut self, reactor: &mut Reactor, now: Duration) {
         for index in 0..self.volumes.len() {
-            let Volume {
-                attachment, feed, ..
-            } = &mut self.volumes[index];
+            let Volume { attachment, feed, .. } = &mut self.volumes[index];
             let Some((volume, from)) = attachment.known() else {
                 continue;
             };
@@ -523,18 +493,9 @@ impl Driver {
 
     /// Asks a silent server for a sign of life: a subscription is answered at once.
     fn probe(&mut self, reactor: &mut Reactor, server: ServerId, session: Session, now: Duration) {
-        let known = self
-            .volumes
-            .iter()
-            .find_map(|volume| volume.attachment.known());
+        let known = self.volumes.iter().find_map(|volume| volume.attachment.known());
         if let Some((volume, from)) = known {
-            self.links.send(
-                reactor,
-                server,
-                session,
-                Message::Subscribe { volume, from },
-                now,
-            );
+            self.links.send(reactor, server, session, Message::Subscribe { volume, from }, now);
         }
     }
 }

@@ -83,31 +83,19 @@ impl Request {
     /// Whether it lies inside a volume of `size_bytes`.
     pub(super) fn judge(&self, size_bytes: u64) -> Result<(), VolumeError> {
         let (offset_bytes, length_bytes) = match self {
-            Request::Read {
-                offset_bytes,
-                length_bytes,
+            Request::Read { offset_bytes, length_bytes }
+            | Request::Zero { offset_bytes, length_bytes }
+            | Request::Discard { offset_bytes, length_bytes } => (*offset_bytes, *length_bytes),
+            Request::Write { offset_bytes, data } => {
+                (*offset_bytes, u64::try_from(data.len()).expect("a length fits a u64"))
             }
-            | Request::Zero {
-                offset_bytes,
-                length_bytes,
-            }
-            | Request::Discard {
-                offset_bytes,
-                length_bytes,
-            } => (*offset_bytes, *length_bytes),
-            Request::Write { offset_bytes, data } => (
-                *offset_bytes,
-                u64::try_from(data.len()).expect("a length fits a u64"),
-            ),
             Request::Flush => return Ok(()),
         };
         match offset_bytes.checked_add(length_bytes) {
             Some(end) if end <= size_bytes => Ok(()),
-            Some(_) | None => Err(VolumeError::OutOfRange {
-                offset_bytes,
-                length_bytes,
-                size_bytes,
-            }),
+            Some(_) | None => {
+                Err(VolumeError::OutOfRange { offset_bytes, length_bytes, size_bytes })
+            }
         }
     }
 }

@@ -44,10 +44,7 @@ impl Cluster {
         urls: impl IntoIterator<Item = U>,
     ) -> Result<Cluster, ConnectError> {
         let service = Arc::new(Service::start(ClusterConfig::new(urls))?);
-        Ok(Cluster {
-            service,
-            open_timeout: Some(OPEN_TIMEOUT),
-        })
+        Ok(Cluster { service, open_timeout: Some(OPEN_TIMEOUT) })
     }
 
     /// How long [`Volume::open`] waits for the cluster before it gives up (30 s at first); for
@@ -61,9 +58,7 @@ impl Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster")
-            .field("open_timeout", &self.open_timeout)
-            .finish_non_exhaustive()
+        f.debug_struct("Cluster").field("open_timeout", &self.open_timeout).finish_non_exhaustive()
     }
 }
 
@@ -87,16 +82,8 @@ impl Volume {
         let (giver, taker) = oneshot();
         let name = name.to_owned();
         let timeout = cluster.open_timeout;
-        cluster.service.send(Command::Open {
-            name: name.clone(),
-            timeout,
-            giver,
-        });
-        Opening {
-            taker,
-            service: Arc::clone(&cluster.service),
-            name,
-        }
+        cluster.service.send(Command::Open { name: name.clone(), timeout, giver });
+        Opening { taker, service: Arc::clone(&cluster.service), name }
     }
 
     /// Its name.
@@ -115,13 +102,7 @@ impl Volume {
     /// `buffer` is as it was.
     pub fn read<'a>(&self, offset: u64, buffer: &'a mut [u8]) -> Operation<'a> {
         let length_bytes = u64::try_from(buffer.len()).expect("a length fits a u64");
-        self.submit(
-            Request::Read {
-                offset_bytes: offset,
-                length_bytes,
-            },
-            Some(buffer),
-        )
+        self.submit(Request::Read { offset_bytes: offset, length_bytes }, Some(buffer))
     }
 
     /// Writes `data` at `offset`. Once this has ended well, it is durable on every server that
@@ -132,36 +113,18 @@ impl Volume {
 
     /// As [`Self::write`], from memory that is shared instead of copied.
     pub fn write_shared(&self, offset: u64, data: SharedBuffer) -> Operation<'static> {
-        self.submit(
-            Request::Write {
-                offset_bytes: offset,
-                data,
-            },
-            None,
-        )
+        self.submit(Request::Write { offset_bytes: offset, data }, None)
     }
 
     /// Makes `length` bytes at `offset` read as zeroes.
     pub fn write_zeroes(&self, offset: u64, length: u64) -> Operation<'static> {
-        self.submit(
-            Request::Zero {
-                offset_bytes: offset,
-                length_bytes: length,
-            },
-            None,
-        )
+        self.submit(Request::Zero { offset_bytes: offset, length_bytes: length }, None)
     }
 
     /// Tells that `length` bytes at `offset` are not needed any more. Whole blocks of 4 KiB in
     /// the range read as zeroes from then on; partial ones at its edges keep their bytes.
     pub fn discard(&self, offset: u64, length: u64) -> Operation<'static> {
-        self.submit(
-            Request::Discard {
-                offset_bytes: offset,
-                length_bytes: length,
-            },
-            None,
-        )
+        self.submit(Request::Discard { offset_bytes: offset, length_bytes: length }, None)
     }
 
     /// Waits until everything that was written before is durable, the servers' tables of
@@ -172,11 +135,7 @@ impl Volume {
 
     fn submit<'a>(&self, request: Request, into: Option<&'a mut [u8]>) -> Operation<'a> {
         let (giver, taker) = oneshot();
-        self.service.send(Command::Submit {
-            volume: self.handle,
-            request,
-            giver,
-        });
+        self.service.send(Command::Submit { volume: self.handle, request, giver });
         Operation { taker, into }
     }
 }
@@ -259,12 +218,7 @@ impl Opening {
     ) -> Result<Volume, VolumeError> {
         let (handle, size_bytes) = result.unwrap_or(Err(VolumeError::Stopped))?;
         let (service, name) = (Arc::clone(&self.service), Arc::from(self.name.as_str()));
-        Ok(Volume {
-            service,
-            handle,
-            name,
-            size_bytes,
-        })
+        Ok(Volume { service, handle, name, size_bytes })
     }
 }
 
@@ -279,8 +233,6 @@ impl Future for Opening {
 
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opening")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("Opening").field("name", &self.name).finish_non_exhaustive()
     }
 }

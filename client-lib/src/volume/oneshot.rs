@@ -49,10 +49,7 @@ pub(super) struct Taker<T>(Arc<Slot<T>>);
 
 pub(super) fn oneshot<T>() -> (Giver<T>, Taker<T>) {
     let state = Mutex::new(State::Waiting(None));
-    let slot = Arc::new(Slot {
-        state,
-        given: Condvar::new(),
-    });
+    let slot = Arc::new(Slot { state, given: Condvar::new() });
     (Giver(Arc::clone(&slot)), Taker(slot))
 }
 
@@ -88,11 +85,7 @@ impl<T> Taker<T> {
             match &mut *state {
                 State::Given(value) => return value.take(),
                 State::Waiting(_) => {
-                    state = self
-                        .0
-                        .given
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = self.0.given.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }

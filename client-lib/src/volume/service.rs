@@ -23,16 +23,8 @@ type Opened = Result<(VolumeHandle, Arc<AtomicU64>), VolumeError>;
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Open {
-        name: String,
-        timeout: Option<Duration>,
-        giver: Giver<Opened>,
-    },
-    Submit {
-        volume: VolumeHandle,
-        request: Request,
-        giver: Giver<Result<Pieces, VolumeError>>,
-    },
+    Open { name: String, timeout: Option<Duration>, giver: Giver<Opened> },
+    Submit { volume: VolumeHandle, request: Request, giver: Giver<Result<Pieces, VolumeError>> },
     Stop,
 }
 
@@ -60,16 +52,9 @@ impl Service {
         let thread = std::thread::Builder::new()
             .name("petrel-client".to_owned())
             .spawn(run)
-            .map_err(|source| ConnectError::Thread {
-                what: "client",
-                source,
-            })?;
+            .map_err(|source| ConnectError::Thread { what: "client", source })?;
         let waker = start.recv().expect("the thread says how its start went")?;
-        Ok(Service {
-            commands,
-            waker,
-            thread: Some(thread),
-        })
+        Ok(Service { commands, waker, thread: Some(thread) })
     }
 
     /// Asks; when the thread is gone, whoever waits for the answer is told so.
@@ -139,20 +124,11 @@ impl Thread {
             }
             while let Ok(command) = self.commands.try_recv() {
                 match command {
-                    Command::Open {
-                        name,
-                        timeout,
-                        giver,
-                    } => self.open(name, timeout, giver),
-                    Command::Submit {
-                        volume,
-                        request,
-                        giver,
-                    } => {
+                    Command::Open { name, timeout, giver } => self.open(name, timeout, giver),
+                    Command::Submit { volume, request, giver } => {
                         self.last += 1;
                         self.waiting.insert(self.last, giver);
-                        self.driver
-                            .submit(&mut self.reactor, volume, self.last, request);
+                        self.driver.submit(&mut self.reactor, volume, self.last, request);
                     }
                     Command::Stop => {
                         self.driver.shut_down(&mut self.reactor);
@@ -174,13 +150,7 @@ impl Thread {
             .filter(|volume| !matches!(self.driver.state(*volume), VolumeState::Closed(_)));
         let volume = known.unwrap_or_else(|| self.driver.open_volume(&name));
         self.volumes.insert(name.clone(), volume);
-        self.opening.push(Opening {
-            volume,
-            name,
-            since: boot_time(),
-            timeout,
-            giver,
-        });
+        self.opening.push(Opening { volume, name, since: boot_time(), timeout, giver });
     }
 
     fn look_at_openings(&mut self) {
@@ -213,12 +183,7 @@ impl Thread {
     }
 
     fn answer(&mut self) {
-        for Completion {
-            volume: _,
-            token,
-            result,
-        } in self.driver.completions()
-        {
+        for Completion { volume: _, token, result } in self.driver.completions() {
             if let Some(giver) = self.waiting.remove(&token) {
                 giver.give(result);
             }

@@ -88,10 +88,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn start(servers: u64) -> Fake {
-        let state = Arc::new(Mutex::new(State {
-            version: MapVersion(10),
-            ..State::default()
-        }));
+        let state = Arc::new(Mutex::new(State { version: MapVersion(10), ..State::default() }));
         let mut addresses = Vec::new();
         for id in (1..=servers).map(ServerId) {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -125,11 +122,7 @@ impl Fake {
                 }
             });
         }
-        Fake {
-            state,
-            servers: addresses,
-            http,
-        }
+        Fake { state, servers: addresses, http }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,14 +157,7 @@ impl Fake {
                 geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a good size"),
             })
             .collect();
-        state.volumes.insert(
-            name.to_owned(),
-            FakeVolume {
-                id,
-                size_bytes,
-                segments,
-            },
-        );
+        state.volumes.insert(name.to_owned(), FakeVolume { id, size_bytes, segments });
     }
 
     /// Deletes a volume and tells who has subscribed.
@@ -187,12 +173,7 @@ impl Fake {
     pub fn move_to(&self, name: &str, primary: ServerId, is_pushed: bool) {
         let mut state = self.state();
         state.version = state.version.next();
-        for config in &mut state
-            .volumes
-            .get_mut(name)
-            .expect("it was created")
-            .segments
-        {
+        for config in &mut state.volumes.get_mut(name).expect("it was created").segments {
             config.primary = primary;
             config.epoch = config.epoch.next();
         }
@@ -325,9 +306,7 @@ fn receive(stream: &mut TcpStream) -> Option<Message<Data>> {
 
 fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
     stream.set_nodelay(true).expect("it is a TCP socket");
-    let out = Arc::new(Mutex::new(
-        stream.try_clone().expect("descriptors are left"),
-    ));
+    let out = Arc::new(Mutex::new(stream.try_clone().expect("descriptors are left")));
     let Some(Message::Hello(hello)) = receive(&mut stream) else {
         return;
     };
@@ -335,22 +314,10 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
         thread::sleep(Duration::from_secs(60));
         return;
     }
-    assert_eq!(
-        (hello.role, hello.cluster, hello.to),
-        (Role::Client, CLUSTER, us)
-    );
+    assert_eq!((hello.role, hello.cluster, hello.to), (Role::Client, CLUSTER, us));
     let (client, session) = (ClientId(hello.id), Session(hello.connection));
-    let welcome = Hello {
-        role: Role::Welcome,
-        id: us.0,
-        to: ServerId(0),
-        ..hello
-    };
-    state
-        .lock()
-        .expect("no holder panics")
-        .connections
-        .push((us, Arc::clone(&out)));
+    let welcome = Hello { role: Role::Welcome, id: us.0, to: ServerId(0), ..hello };
+    state.lock().expect("no holder panics").connections.push((us, Arc::clone(&out)));
     send(&out, Message::Hello(welcome));
     while let Some(message) = receive(&mut stream) {
         let mut state = state.lock().expect("no holder panics");
@@ -362,9 +329,7 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                 let delta = delta(&state, volume);
                 let known = delta.to;
                 send(&out, Message::Delta(delta));
-                state
-                    .subscribers
-                    .push((us, volume, known, Arc::clone(&out)));
+                state.subscribers.push((us, volume, known, Arc::clone(&out)));
             }
             Message::Request(request) => {
                 let (what, range) = match &request.body {
@@ -373,19 +338,8 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                     RequestBody::Zero { range } => ("zero", *range),
                     RequestBody::Flush => ("flush", BlockRange::default()),
                 };
-                let ClientRequest {
-                    op, segment, epoch, ..
-                } = request;
-                let seen = Seen {
-                    server: us,
-                    client,
-                    session,
-                    op,
-                    segment,
-                    epoch,
-                    what,
-                    range,
-                };
+                let ClientRequest { op, segment, epoch, .. } = request;
+                let seen = Seen { server: us, client, session, op, segment, epoch, what, range };
                 state.seen.push(seen);
                 let fault = match state.faults.front() {
                     Some(Fault::BadSum) if what != "read" => None,
@@ -397,9 +351,7 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                     return;
                 }
                 let mut body = match fault {
-                    Some(Fault::Retry) => ReplyBody::Retry {
-                        after_ns: 1_000_000,
-                    },
+                    Some(Fault::Retry) => ReplyBody::Retry { after_ns: 1_000_000 },
                     Some(Fault::IoError) => ReplyBody::IoError,
                     _ => judge(&mut state, us, request),
                 };
@@ -426,13 +378,7 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
 }
 
 fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> ReplyBody<Data> {
-    let ClientRequest {
-        op: _,
-        segment,
-        epoch,
-        writer: _,
-        body,
-    } = request;
+    let ClientRequest { op: _, segment, epoch, writer: _, body } = request;
     let version = state.version;
     let config = (state.volumes.values())
         .flat_map(|volume| &volume.segments)
@@ -455,13 +401,11 @@ fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> Reply
             let data = Data::new(Buffer::from_slice(&bytes).share()).expect("whole blocks");
             let sums = (0..range.count)
                 .zip(found)
-                .map(|(at, found)| {
-                    if found {
-                        data.sum(at, segment, range.first + at)
-                    } else {
-                        ZERO_SUM
-                    }
-                })
+                .map(
+                    |(at, found)| {
+                        if found { data.sum(at, segment, range.first + at) } else { ZERO_SUM }
+                    },
+                )
                 .collect();
             ReplyBody::Data { data, sums }
         }
@@ -505,14 +449,8 @@ fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut str
         };
         drop(state);
         let body = body.to_string();
-        let head = format!(
-            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        if stream
-            .write_all(format!("{head}{body}").as_bytes())
-            .is_err()
-        {
+        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
+        if stream.write_all(format!("{head}{body}").as_bytes()).is_err() {
             return;
         }
     }
@@ -539,9 +477,7 @@ fn document(
             .collect();
         return (200, serde_json::json!({ "volumes": list }));
     }
-    let name = route
-        .strip_prefix("/v1/map/")
-        .and_then(|rest| rest.split('?').next());
+    let name = route.strip_prefix("/v1/map/").and_then(|rest| rest.split('?').next());
     let volume = name.and_then(|name| state.volumes.get(name).map(|volume| (name, volume)));
     let Some((name, volume)) = volume else {
         return (404, serde_json::json!({ "title": "not found" }));

@@ -9,25 +9,16 @@ use crate::fake::{Fake, Fault, Seen};
 use crate::plain::{noise, open};
 
 fn ops(fake: &Fake, what: &str) -> Vec<Seen> {
-    fake.seen()
-        .into_iter()
-        .filter(|seen| seen.what == what)
-        .collect()
+    fake.seen().into_iter().filter(|seen| seen.what == what).collect()
 }
 
 #[test]
 fn a_redirect_leads_to_the_new_primary() {
     let fake = Fake::start(2);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     fake.move_to("vol0", fake.servers[1].0, false);
-    volume
-        .write(0, &[2; 4096])
-        .wait()
-        .expect("a redirect is no error");
+    volume.write(0, &[2; 4096]).wait().expect("a redirect is no error");
     let writes = ops(&fake, "write");
     let last = writes.last().expect("three were sent");
     assert_eq!(last.server, fake.servers[1].0);
@@ -39,17 +30,11 @@ fn a_redirect_leads_to_the_new_primary() {
 fn a_pushed_map_spares_the_redirect() {
     let fake = Fake::start(2);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     fake.move_to("vol0", fake.servers[1].0, true);
     // The push is on its way on another connection than the write would take.
     std::thread::sleep(Duration::from_millis(700));
-    volume
-        .write(0, &[2; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[2; 4096]).wait().expect("the cluster is well");
     assert_eq!(ops(&fake, "write").len(), 2, "no detour");
 }
 
@@ -60,10 +45,7 @@ fn a_retry_is_waited_for() {
     for _ in 0..3 {
         fake.fault(Fault::Retry);
     }
-    volume
-        .write(0, &[7; 8192])
-        .wait()
-        .expect("later is soon enough");
+    volume.write(0, &[7; 8192]).wait().expect("later is soon enough");
     let writes = ops(&fake, "write");
     assert_eq!(writes.len(), 4);
     assert!(writes.iter().all(|write| write.op == writes[0].op));
@@ -76,15 +58,9 @@ fn a_lost_connection_is_followed_by_the_same_operation_under_a_new_session() {
         let fake = Fake::start(1);
         let volume = open(&fake);
         fake.fault(fault);
-        volume
-            .write(4096, &[3; 4096])
-            .wait()
-            .expect("it is sent again");
+        volume.write(4096, &[3; 4096]).wait().expect("it is sent again");
         let writes = ops(&fake, "write");
-        let sent: Vec<_> = writes
-            .iter()
-            .map(|write| (write.op, write.session))
-            .collect();
+        let sent: Vec<_> = writes.iter().map(|write| (write.op, write.session)).collect();
         let op = writes[0].op;
         assert_eq!(sent, [(op, Session(1)), (op, Session(2))], "{fault:?}");
         assert!(fake.content("vol0")[4096..8192] == [3; 4096]);
@@ -95,35 +71,15 @@ fn a_lost_connection_is_followed_by_the_same_operation_under_a_new_session() {
 fn a_partial_write_is_read_merged_and_written_as_one_block() {
     let fake = Fake::start(1);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 8192])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 8192]).wait().expect("the cluster is well");
     let before = fake.seen().len();
-    volume
-        .write(4096 + 100, b"merged")
-        .wait()
-        .expect("the cluster is well");
+    volume.write(4096 + 100, b"merged").wait().expect("the cluster is well");
     let after = fake.seen();
-    let what: Vec<_> = after[before..]
-        .iter()
-        .map(|seen| (seen.what, seen.range))
-        .collect();
-    assert_eq!(
-        what,
-        [
-            ("read", BlockRange::new(1, 1)),
-            ("write", BlockRange::new(1, 1))
-        ]
-    );
+    let what: Vec<_> = after[before..].iter().map(|seen| (seen.what, seen.range)).collect();
+    assert_eq!(what, [("read", BlockRange::new(1, 1)), ("write", BlockRange::new(1, 1))]);
     let content = fake.content("vol0");
     assert_eq!(&content[4196..4202], b"merged");
-    assert!(
-        content[..4196]
-            .iter()
-            .chain(&content[4202..8192])
-            .all(|byte| *byte == 1)
-    );
+    assert!(content[..4196].iter().chain(&content[4202..8192]).all(|byte| *byte == 1));
 }
 
 #[test]
@@ -134,20 +90,14 @@ fn data_that_does_not_match_its_checksum_is_read_again_and_never_shown() {
     volume.write(0, &data).wait().expect("the cluster is well");
     fake.fault(Fault::BadSum);
     let mut read = vec![0; data.len()];
-    volume
-        .read(0, &mut read)
-        .wait()
-        .expect("the second answer is good");
+    volume.read(0, &mut read).wait().expect("the second answer is good");
     assert!(read == data);
     assert_eq!(ops(&fake, "read").len(), 2);
     for _ in 0..3 {
         fake.fault(Fault::BadSum);
     }
     let mut untouched = [0xAB; 4096];
-    let error = volume
-        .read(0, &mut untouched)
-        .wait()
-        .expect_err("no good answer comes");
+    let error = volume.read(0, &mut untouched).wait().expect_err("no good answer comes");
     assert_eq!(error, VolumeError::Io);
     assert_eq!(untouched, [0xAB; 4096]);
 }
@@ -156,25 +106,12 @@ fn data_that_does_not_match_its_checksum_is_read_again_and_never_shown() {
 fn an_error_of_the_disks_is_told_once_all_parts_have_ended() {
     let fake = Fake::start(1);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     fake.fault(Fault::IoError);
-    let error = volume
-        .write(100, &[2; 20_000])
-        .wait()
-        .expect_err("a part of it failed");
+    let error = volume.write(100, &[2; 20_000]).wait().expect_err("a part of it failed");
     assert_eq!(error, VolumeError::Io);
-    volume
-        .write(100, &[2; 20_000])
-        .wait()
-        .expect("no lock was left behind");
-    assert!(
-        fake.content("vol0")[100..20_100]
-            .iter()
-            .all(|byte| *byte == 2)
-    );
+    volume.write(100, &[2; 20_000]).wait().expect("no lock was left behind");
+    assert!(fake.content("vol0")[100..20_100].iter().all(|byte| *byte == 2));
 }
 
 #[test]
@@ -203,10 +140,7 @@ fn many_operations_survive_connections_that_are_cut_again_and_again() {
     }
     assert!(fake.content("vol0") == model);
     let mut read = vec![0; model.len()];
-    volume
-        .read(0, &mut read)
-        .wait()
-        .expect("nothing of this is an error");
+    volume.read(0, &mut read).wait().expect("nothing of this is an error");
     assert!(read == model);
 }
 
@@ -214,10 +148,7 @@ fn many_operations_survive_connections_that_are_cut_again_and_again() {
 fn a_server_that_says_nothing_is_left_for_the_one_the_map_names() {
     let fake = Fake::start(2);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     let served = fake.maps_served();
     fake.freeze(fake.servers[0].0, true);
     let write = volume.write(0, &[2; 4096]);
@@ -226,31 +157,21 @@ fn a_server_that_says_nothing_is_left_for_the_one_the_map_names() {
     let started = Instant::now();
     write.wait().expect("the other server takes it");
     assert!(fake.maps_served() > served);
-    assert!(
-        started.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
 
 #[test]
 fn a_silent_connection_is_cut_and_dialled_again() {
     let fake = Fake::start(1);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     let server = fake.servers[0].0;
     fake.freeze(server, true);
     let write = volume.write(0, &[2; 4096]);
     std::thread::sleep(Duration::from_millis(5500));
     fake.freeze(server, false);
     write.wait().expect("the server is back");
-    let sessions: Vec<_> = ops(&fake, "write")
-        .iter()
-        .map(|write| write.session)
-        .collect();
+    let sessions: Vec<_> = ops(&fake, "write").iter().map(|write| write.session).collect();
     assert!(sessions.last() > sessions.first(), "{sessions:?}");
 }
 
@@ -272,17 +193,12 @@ fn an_open_volume_waits_for_a_cluster_that_is_away() {
 fn a_deleted_volume_fails_what_is_under_way_and_what_comes_later() {
     let fake = Fake::start(1);
     let volume = open(&fake);
-    volume
-        .write(0, &[1; 4096])
-        .wait()
-        .expect("the cluster is well");
+    volume.write(0, &[1; 4096]).wait().expect("the cluster is well");
     for _ in 0..3 {
         fake.fault(Fault::Delay(Duration::from_millis(200)));
     }
     let whole = volume.write(0, &[2; 4096]);
-    let parts: Vec<_> = (0..4)
-        .map(|part| volume.write(part * 10, &[3; 10]))
-        .collect();
+    let parts: Vec<_> = (0..4).map(|part| volume.write(part * 10, &[3; 10])).collect();
     fake.delete("vol0");
     for operation in parts.into_iter().chain([whole]) {
         match operation.wait() {
@@ -317,10 +233,7 @@ fn two_volumes_share_their_connections_and_not_their_answers() {
     }
     for (name, byte) in [("vol0", 1), ("vol1", 2)] {
         let content = fake.content(name);
-        let count = content
-            .chunks(4096)
-            .filter(|block| block.iter().all(|b| *b == byte))
-            .count();
+        let count = content.chunks(4096).filter(|block| block.iter().all(|b| *b == byte)).count();
         assert_eq!(count, 50, "{name}");
     }
     let sessions: Vec<_> = fake.seen().iter().map(|seen| seen.session).collect();

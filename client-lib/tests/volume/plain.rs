@@ -9,9 +9,7 @@ use crate::fake::Fake;
 pub fn open(fake: &Fake) -> Volume {
     fake.create("vol0", 4 << 20);
     let cluster = Cluster::connect([fake.url()]).expect("a good URL");
-    Volume::open(&cluster, "vol0")
-        .wait()
-        .expect("it was created")
+    Volume::open(&cluster, "vol0").wait().expect("it was created")
 }
 
 /// Bytes that differ from block to block and from seed to seed.
@@ -50,21 +48,12 @@ fn what_was_written_is_read_back_whatever_its_alignment() {
         volume.write(at, &data).wait().expect("the cluster is well");
         model[offset..offset + length].copy_from_slice(&data);
     }
-    assert!(
-        fake.content("vol0") == model,
-        "the servers have other bytes"
-    );
+    assert!(fake.content("vol0") == model, "the servers have other bytes");
     for (offset, length) in ranges.into_iter().chain([(0, 4 * mib), (777, 99_999)]) {
         let mut read = vec![0xEE; length];
         let at = u64::try_from(offset).expect("small");
-        volume
-            .read(at, &mut read)
-            .wait()
-            .expect("the cluster is well");
-        assert!(
-            read == model[offset..offset + length],
-            "{length} bytes at {offset}"
-        );
+        volume.read(at, &mut read).wait().expect("the cluster is well");
+        assert!(read == model[offset..offset + length], "{length} bytes at {offset}");
     }
     volume.flush().wait().expect("the cluster is well");
     assert!(fake.seen().iter().any(|seen| seen.what == "flush"));
@@ -76,15 +65,9 @@ fn zeroes_reach_into_partial_blocks_and_a_discard_does_not() {
     let volume = open(&fake);
     let mut model = noise(5, 1 << 20);
     volume.write(0, &model).wait().expect("the cluster is well");
-    volume
-        .write_zeroes(100, 10_000)
-        .wait()
-        .expect("the cluster is well");
+    volume.write_zeroes(100, 10_000).wait().expect("the cluster is well");
     model[100..10_100].fill(0);
-    volume
-        .discard(20_000, 10_000)
-        .wait()
-        .expect("the cluster is well");
+    volume.discard(20_000, 10_000).wait().expect("the cluster is well");
     model[20_480..28_672].fill(0);
     volume.discard(40_000, 50).wait().expect("nothing to do");
     assert!(fake.content("vol0")[..1 << 20] == model);
@@ -113,10 +96,7 @@ fn a_range_beyond_the_end_is_refused_and_an_empty_one_is_not() {
     let fake = Fake::start(1);
     let volume = open(&fake);
     assert_eq!(volume.size(), 4 << 20);
-    let refused = volume
-        .write((4 << 20) - 1, &[1, 2])
-        .wait()
-        .expect_err("one byte too many");
+    let refused = volume.write((4 << 20) - 1, &[1, 2]).wait().expect_err("one byte too many");
     assert_eq!(
         refused,
         VolumeError::OutOfRange {
@@ -125,10 +105,7 @@ fn a_range_beyond_the_end_is_refused_and_an_empty_one_is_not() {
             size_bytes: 4 << 20
         }
     );
-    volume
-        .read(u64::MAX, &mut [0])
-        .wait()
-        .expect_err("the sum overflows");
+    volume.read(u64::MAX, &mut [0]).wait().expect_err("the sum overflows");
     volume.write(4 << 20, &[]).wait().expect("nothing");
     volume.read(0, &mut []).wait().expect("nothing");
 }
@@ -137,24 +114,13 @@ fn a_range_beyond_the_end_is_refused_and_an_empty_one_is_not() {
 fn an_unknown_volume_and_a_silent_cluster_are_told_apart() {
     let fake = Fake::start(1);
     let cluster = Cluster::connect([fake.url()]).expect("a good URL");
-    let error = Volume::open(&cluster, "nope")
-        .wait()
-        .expect_err("it was never created");
-    assert_eq!(
-        error,
-        VolumeError::Unknown {
-            name: "nope".to_owned()
-        }
-    );
+    let error = Volume::open(&cluster, "nope").wait().expect_err("it was never created");
+    assert_eq!(error, VolumeError::Unknown { name: "nope".to_owned() });
 
     fake.create("vol0", 1 << 20);
     fake.set_http_down(true);
-    let hasty = cluster
-        .clone()
-        .with_open_timeout(Some(Duration::from_millis(300)));
-    let error = Volume::open(&hasty, "vol0")
-        .wait()
-        .expect_err("nobody answers");
+    let hasty = cluster.clone().with_open_timeout(Some(Duration::from_millis(300)));
+    let error = Volume::open(&hasty, "vol0").wait().expect_err("nobody answers");
     assert!(matches!(&error, VolumeError::OpenTimeout { last, .. } if last.contains("503")));
     let patient = Volume::open(&cluster, "vol0");
     fake.set_http_down(false);
@@ -169,16 +135,9 @@ fn a_volume_that_is_opened_twice_is_one_attachment() {
     let fake = Fake::start(1);
     let first = open(&fake);
     let cluster = Cluster::connect([fake.url()]).expect("a good URL");
-    let both = [1, 2].map(|_| {
-        Volume::open(&cluster, "vol0")
-            .wait()
-            .expect("it was created")
-    });
+    let both = [1, 2].map(|_| Volume::open(&cluster, "vol0").wait().expect("it was created"));
     for volume in both.iter().chain([&first]) {
-        volume
-            .read(0, &mut [0; 512])
-            .wait()
-            .expect("the cluster is well");
+        volume.read(0, &mut [0; 512]).wait().expect("the cluster is well");
     }
     let mut clients: Vec<_> = fake.seen().iter().map(|seen| seen.client).collect();
     clients.dedup();

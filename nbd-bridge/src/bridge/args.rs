@@ -62,14 +62,7 @@ impl Settings {
     /// # Errors
     /// When something of it cannot be, or must not be without `--insecure`.
     pub fn judge(args: Args) -> Result<Settings, BridgeError> {
-        let Args {
-            cluster,
-            listen,
-            export,
-            read_only,
-            insecure,
-            exit_on_stdin_close,
-        } = args;
+        let Args { cluster, listen, export, read_only, insecure, exit_on_stdin_close } = args;
         let listen = address(&listen)?;
         if let Address::Tcp(address) = &listen
             && !address.ip().is_loopback()
@@ -78,13 +71,7 @@ impl Settings {
             return Err(BridgeError::NotLoopback { address: listen });
         }
         let urls = cluster.into_iter().filter(|url| !url.is_empty()).collect();
-        Ok(Settings {
-            urls,
-            listen,
-            exports: export,
-            read_only,
-            exit_on_stdin_close,
-        })
+        Ok(Settings { urls, listen, exports: export, read_only, exit_on_stdin_close })
     }
 }
 
@@ -93,10 +80,7 @@ fn address(text: &OsStr) -> Result<Address, BridgeError> {
     if let Some(path) = text.as_bytes().strip_prefix(b"unix:") {
         if path.len() > UNIX_PATH_BYTES_MAX {
             let path = PathBuf::from(OsStr::from_bytes(path));
-            return Err(BridgeError::SocketPath {
-                bytes: path.as_os_str().len(),
-                path,
-            });
+            return Err(BridgeError::SocketPath { bytes: path.as_os_str().len(), path });
         }
         if !path.is_empty() {
             return Ok(Address::Unix(PathBuf::from(OsStr::from_bytes(path))));
@@ -110,13 +94,7 @@ mod tests {
     use super::*;
 
     fn judge(listen: &str, more: &[&str]) -> Result<Settings, BridgeError> {
-        let line = [
-            "nbd-bridge",
-            "--cluster",
-            "http://a:1,http://b:2",
-            "--listen",
-            listen,
-        ];
+        let line = ["nbd-bridge", "--cluster", "http://a:1,http://b:2", "--listen", listen];
         let args = Args::try_parse_from(line.iter().chain(more)).expect("a good command line");
         Settings::judge(args)
     }
@@ -127,10 +105,7 @@ mod tests {
         let settings = settings.expect("nothing is wrong with it");
         assert_eq!(settings.urls, ["http://a:1", "http://b:2"]);
         assert_eq!(settings.exports, ["a", "b"]);
-        assert_eq!(
-            settings.listen,
-            Address::Unix(PathBuf::from("/run/nbd.sock"))
-        );
+        assert_eq!(settings.listen, Address::Unix(PathBuf::from("/run/nbd.sock")));
     }
 
     #[test]

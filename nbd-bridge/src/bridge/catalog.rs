@@ -72,9 +72,7 @@ impl Catalog {
         self.answered = self.asked;
         match listed {
             Ok(volumes) => {
-                self.exports = (volumes.iter())
-                    .filter_map(|volume| self.export(volume))
-                    .collect();
+                self.exports = (volumes.iter()).filter_map(|volume| self.export(volume)).collect();
                 self.is_known = true;
                 self.last_error = None;
             }
@@ -133,9 +131,6 @@ impl Exports for Catalog {
     }
 
     fn find(&self, name: &str) -> Option<ExportInfo> {
-        self.exports
-            .iter()
-            .find(|export| export.name() == name)
-            .cloned()
+        self.exports.iter().find(|export| export.name() == name).cloned()
     }
 }

@@ -115,8 +115,7 @@ impl Bridge {
     pub(super) fn say_goodbye(&mut self, stream: StreamId) {
         self.connections.remove(&stream);
         self.reactor.close_after_send(stream);
-        self.lingering
-            .retain(|gone| self.reactor.queued_bytes(*gone) > 0);
+        self.lingering.retain(|gone| self.reactor.queued_bytes(*gone) > 0);
         self.lingering.push(stream);
     }
 }

@@ -23,10 +23,7 @@ pub enum BridgeError {
     NotLoopback { address: Address },
     /// The socket cannot be made, most often because another one is there.
     #[error("listen on {address}")]
-    Listen {
-        address: Address,
-        source: std::io::Error,
-    },
+    Listen { address: Address, source: std::io::Error },
     /// The attachment to the cluster cannot be set up.
     #[error("attach to the cluster")]
     Connect(#[from] ConnectError),

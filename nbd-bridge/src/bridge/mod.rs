@@ -62,39 +62,23 @@ pub struct Bridge {
 impl Bridge {
     /// Listens, and waits until the cluster has told its volumes.
     pub fn start(settings: Settings) -> Result<Bridge, BridgeError> {
-        let Settings {
-            urls,
-            listen,
-            exports,
-            read_only,
-            exit_on_stdin_close,
-        } = settings;
+        let Settings { urls, listen, exports, read_only, exit_on_stdin_close } = settings;
         let mut reactor = Reactor::new(&ReactorConfig::default())?;
         let driver = Driver::new(ClusterConfig::new(urls), &mut reactor)?;
         let stop = Stop::watch(reactor.waker(), exit_on_stdin_close)?;
         let bound = reactor::bind(&listen);
-        let (socket, actual) = bound.map_err(|source| BridgeError::Listen {
-            address: listen.clone(),
-            source,
-        })?;
+        let (socket, actual) =
+            bound.map_err(|source| BridgeError::Listen { address: listen.clone(), source })?;
         let socket_path = match &actual {
             Address::Unix(path) => Some(path.clone()),
             Address::Tcp(_) => None,
         };
-        let mut starting = Starting {
-            reactor,
-            driver,
-            socket_path,
-        };
+        let mut starting = Starting { reactor, driver, socket_path };
         let mut catalog = Catalog::new(exports, read_only);
         starting.wait_for_cluster(&mut catalog, &stop)?;
         let listener = starting.reactor.listen(socket)?;
         tracing::info!(%actual, volumes = ?catalog.names(), "serving NBD");
-        let Starting {
-            reactor,
-            driver,
-            socket_path,
-        } = starting;
+        let Starting { reactor, driver, socket_path } = starting;
         Ok(Bridge {
             reactor,
             driver,
@@ -139,18 +123,14 @@ impl Bridge {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Accepted {
-                listener: _,
-                socket,
-            } => {
+            Event::Accepted { listener: _, socket } => {
                 let stream = self.reactor.adopt(socket);
                 let mut greeting = Vec::new();
                 Handshake::greeting(&mut greeting);
                 self.reactor.send(stream, SendPart::Bytes(greeting));
                 // A volume that was just made is to be seen.
                 let fresh = self.catalog.ask(&mut self.driver);
-                self.connections
-                    .insert(stream, Connection::new(boot_time(), fresh));
+                self.connections.insert(stream, Connection::new(boot_time(), fresh));
             }
             Event::AcceptFailed { listener: _, error } => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -194,16 +174,8 @@ impl Bridge {
             if ended.is_empty() {
                 return;
             }
-            for Completion {
-                volume: _,
-                token,
-                result,
-            } in ended.drain(..)
-            {
-                let request = self
-                    .requests
-                    .remove(&token)
-                    .expect("it was submitted by us");
+            for Completion { volume: _, token, result } in ended.drain(..) {
+                let request = self.requests.remove(&token).expect("it was submitted by us");
                 self.reply(request, result);
             }
         }
@@ -262,14 +234,10 @@ impl Bridge {
                 now
             }
         };
-        self.lingering
-            .retain(|stream| self.reactor.queued_bytes(*stream) > 0);
+        self.lingering.retain(|stream| self.reactor.queued_bytes(*stream) > 0);
         let is_done = self.connections.is_empty() && self.lingering.is_empty();
         if !is_done && now.saturating_sub(since) >= STOP_WAIT {
-            tracing::warn!(
-                requests = self.requests.len(),
-                "stopping with requests unanswered"
-            );
+            tracing::warn!(requests = self.requests.len(), "stopping with requests unanswered");
             return true;
         }
         is_done
@@ -310,10 +278,7 @@ impl Starting {
             let waited = boot_time().saturating_sub(started);
             let why = catalog.last_error().unwrap_or("no answer yet");
             if waited >= CLUSTER_WAIT {
-                return Err(BridgeError::Unreachable {
-                    waited,
-                    why: why.to_owned(),
-                });
+                return Err(BridgeError::Unreachable { waited, why: why.to_owned() });
             }
             if waited.saturating_sub(told) >= CLUSTER_WAIT_LOG {
                 told = waited;

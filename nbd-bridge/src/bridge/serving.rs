@@ -83,11 +83,7 @@ fn errno(error: &VolumeError, command: Command) -> Errno {
 
 impl Serving {
     pub fn new(session: Session, volume: VolumeHandle) -> Serving {
-        Serving {
-            session,
-            volume,
-            awaited: Awaited::Header,
-        }
+        Serving { session, volume, awaited: Awaited::Header }
     }
 }
 
@@ -121,11 +117,7 @@ impl Bridge {
             };
             match &mut serving.awaited {
                 Awaited::Payload { .. } => return,
-                Awaited::Refused {
-                    header,
-                    error,
-                    bytes,
-                } => {
+                Awaited::Refused { header, error, bytes } => {
                     let here = self.reactor.inbox(stream).len().min(*bytes);
                     self.reactor.consume(stream, here);
                     *bytes -= here;
@@ -133,9 +125,7 @@ impl Bridge {
                         return;
                     }
                     let mut reply = Vec::new();
-                    serving
-                        .session
-                        .failure(header.command, header.cookie, *error, &mut reply);
+                    serving.session.failure(header.command, header.cookie, *error, &mut reply);
                     serving.awaited = Awaited::Header;
                     self.reactor.send(stream, SendPart::Bytes(reply));
                 }
@@ -167,33 +157,20 @@ impl Bridge {
             Parsed::Header(header) => header,
         };
         self.reactor.consume(stream, REQUEST_HEADER_BYTES);
-        let Some(serving) = self
-            .connections
-            .get_mut(&stream)
-            .and_then(Connection::serving)
-        else {
+        let Some(serving) = self.connections.get_mut(&stream).and_then(Connection::serving) else {
             return false;
         };
         match serving.session.judge(&header) {
             Verdict::Serve(request) => self.begin(stream, header, request),
             Verdict::Succeed => {
                 let mut reply = Vec::new();
-                serving
-                    .session
-                    .success(header.command, header.cookie, &mut reply);
+                serving.session.success(header.command, header.cookie, &mut reply);
                 self.reactor.send(stream, SendPart::Bytes(reply));
                 true
             }
-            Verdict::Refuse {
-                error,
-                payload_bytes,
-            } => {
+            Verdict::Refuse { error, payload_bytes } => {
                 let bytes = size(payload_bytes);
-                serving.awaited = Awaited::Refused {
-                    header,
-                    error,
-                    bytes,
-                };
+                serving.awaited = Awaited::Refused { header, error, bytes };
                 true
             }
             Verdict::Disconnect => {
@@ -201,10 +178,7 @@ impl Bridge {
                 false
             }
             Verdict::Drop { payload_bytes } => {
-                tracing::debug!(
-                    payload_bytes,
-                    "dropping a client: such a write is not even read"
-                );
+                tracing::debug!(payload_bytes, "dropping a client: such a write is not even read");
                 self.hang_up(stream);
                 false
             }
@@ -228,37 +202,21 @@ impl Bridge {
                     }
                 }
             }
-            Request::Read {
-                range,
-                one_chunk: _,
-            } => {
+            Request::Read { range, one_chunk: _ } => {
                 let (offset_bytes, length_bytes) = whole(range);
-                let read = VolumeRequest::Read {
-                    offset_bytes,
-                    length_bytes,
-                };
+                let read = VolumeRequest::Read { offset_bytes, length_bytes };
                 self.submit(stream, header, Some(range), size(range.length_bytes), read);
             }
             Request::Flush => self.submit(stream, header, None, 0, VolumeRequest::Flush),
             Request::Trim { range, fua: _ } => {
                 let (offset_bytes, length_bytes) = whole(range);
-                let discard = VolumeRequest::Discard {
-                    offset_bytes,
-                    length_bytes,
-                };
+                let discard = VolumeRequest::Discard { offset_bytes, length_bytes };
                 self.submit(stream, header, None, 0, discard);
             }
-            Request::WriteZeroes {
-                range,
-                fua: _,
-                keep_allocated: _,
-            } => {
+            Request::WriteZeroes { range, fua: _, keep_allocated: _ } => {
                 // Space is never given back while the volume lives, so it is kept anyway.
                 let (offset_bytes, length_bytes) = whole(range);
-                let zero = VolumeRequest::Zero {
-                    offset_bytes,
-                    length_bytes,
-                };
+                let zero = VolumeRequest::Zero { offset_bytes, length_bytes };
                 self.submit(stream, header, None, 0, zero);
             }
             Request::Cache { range: _ } => {
@@ -266,15 +224,9 @@ impl Bridge {
                     session.success(header.command, header.cookie, reply);
                 });
             }
-            Request::BlockStatus {
-                range,
-                one_extent: _,
-            } => {
+            Request::BlockStatus { range, one_extent: _ } => {
                 // The space of a volume is reserved, and what is zero in it is not told.
-                let extent = Extent {
-                    length_bytes: range.length_bytes,
-                    flags: 0,
-                };
+                let extent = Extent { length_bytes: range.length_bytes, flags: 0 };
                 self.reply_at_once(stream, |session, reply| {
                     session.block_status(header.cookie, &[extent], reply);
                 });
@@ -284,11 +236,7 @@ impl Bridge {
     }
 
     fn reply_at_once(&mut self, stream: StreamId, encode: impl Fn(&Session, &mut Vec<u8>)) {
-        let Some(serving) = self
-            .connections
-            .get_mut(&stream)
-            .and_then(Connection::serving)
-        else {
+        let Some(serving) = self.connections.get_mut(&stream).and_then(Connection::serving) else {
             return;
         };
         let mut reply = Vec::new();
@@ -298,11 +246,7 @@ impl Bridge {
 
     /// The payload of a write has come.
     pub(super) fn on_payload(&mut self, stream: StreamId, buffer: Buffer) {
-        let Some(serving) = self
-            .connections
-            .get_mut(&stream)
-            .and_then(Connection::serving)
-        else {
+        let Some(serving) = self.connections.get_mut(&stream).and_then(Connection::serving) else {
             return;
         };
         match std::mem::replace(&mut serving.awaited, Awaited::Header) {
@@ -314,10 +258,7 @@ impl Bridge {
     fn write(&mut self, stream: StreamId, header: RequestHeader, range: Range, buffer: Buffer) {
         let bytes = buffer.len();
         let offset_bytes = range.offset_bytes;
-        let write = VolumeRequest::Write {
-            offset_bytes,
-            data: buffer.share(),
-        };
+        let write = VolumeRequest::Write { offset_bytes, data: buffer.share() };
         self.submit(stream, header, None, bytes, write);
     }
 
@@ -338,31 +279,16 @@ impl Bridge {
             return;
         };
         let volume = serving.volume;
-        let RequestHeader {
-            command, cookie, ..
-        } = header;
+        let RequestHeader { command, cookie, .. } = header;
         self.last_request += 1;
-        let in_flight = InFlight {
-            stream,
-            command,
-            cookie,
-            range,
-            bytes,
-        };
+        let in_flight = InFlight { stream, command, cookie, range, bytes };
         self.requests.insert(self.last_request, in_flight);
-        self.driver
-            .submit(&mut self.reactor, volume, self.last_request, request);
+        self.driver.submit(&mut self.reactor, volume, self.last_request, request);
     }
 
     /// Sends the answer to a request that has ended, if its client is still there.
     pub(super) fn reply(&mut self, request: InFlight, result: Outcome) {
-        let InFlight {
-            stream,
-            command,
-            cookie,
-            range,
-            bytes,
-        } = request;
+        let InFlight { stream, command, cookie, range, bytes } = request;
         let Some(connection) = self.connections.get_mut(&stream) else {
             return;
         };

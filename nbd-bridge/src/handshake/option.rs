@@ -39,16 +39,11 @@ impl OptionHeader {
         let (Some(code), Some(data_bytes)) = (cursor.u32(), cursor.u32()) else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            kind: OptionKind::from_code(code),
-            data_bytes,
-        }))
+        Ok(Some(Self { kind: OptionKind::from_code(code), data_bytes }))
     }
 
     pub(super) fn message_bytes(self) -> usize {
-        usize::try_from(self.data_bytes)
-            .unwrap_or(usize::MAX)
-            .saturating_add(OPTION_HEADER_BYTES)
+        usize::try_from(self.data_bytes).unwrap_or(usize::MAX).saturating_add(OPTION_HEADER_BYTES)
     }
 
     /// The data and the length of the whole message, once all of it is there.
@@ -105,10 +100,7 @@ impl MetaRequest {
         let mut cursor = Cursor::new(data);
         let name = cursor.counted()?;
         let queries = cursor.u32()?;
-        let mut request = Self {
-            lists_allocation: queries == 0,
-            sets_allocation: false,
-        };
+        let mut request = Self { lists_allocation: queries == 0, sets_allocation: false };
         // Every query takes at least four bytes, so a count that lies ends this loop early.
         for _ in 0..queries {
             let query = cursor.counted()?;

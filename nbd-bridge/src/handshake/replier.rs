@@ -39,10 +39,7 @@ impl<'a> Replier<'a> {
     pub(super) fn server(&mut self, export: &ExportInfo) {
         let name = export.name().as_bytes();
         let description = export.description().as_bytes();
-        self.put(
-            REP_SERVER,
-            &[&bytes_u32(name).to_be_bytes(), name, description],
-        );
+        self.put(REP_SERVER, &[&bytes_u32(name).to_be_bytes(), name, description]);
     }
 
     pub(super) fn info_export(&mut self, export: &ExportInfo, structured_replies: bool) {
@@ -52,10 +49,7 @@ impl<'a> Replier<'a> {
     }
 
     pub(super) fn info_name(&mut self, export: &ExportInfo) {
-        self.put(
-            REP_INFO,
-            &[&INFO_NAME.to_be_bytes(), export.name().as_bytes()],
-        );
+        self.put(REP_INFO, &[&INFO_NAME.to_be_bytes(), export.name().as_bytes()]);
     }
 
     pub(super) fn info_description(&mut self, export: &ExportInfo) {
@@ -88,20 +82,16 @@ impl<'a> Replier<'a> {
         zeroes: usize,
     ) {
         let flags = export.transmission_flags(structured_replies);
-        self.reply
-            .extend_from_slice(&export.size_bytes.to_be_bytes());
+        self.reply.extend_from_slice(&export.size_bytes.to_be_bytes());
         self.reply.extend_from_slice(&flags.to_be_bytes());
         self.reply.extend(std::iter::repeat_n(0, zeroes));
     }
 
     fn put(&mut self, kind: u32, parts: &[&[u8]]) {
-        let bytes: u32 = parts
-            .iter()
-            .fold(0, |sum, part| u32::saturating_add(sum, bytes_u32(part)));
-        self.reply
-            .extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
-        self.reply
-            .extend_from_slice(&self.option.code().to_be_bytes());
+        let bytes: u32 =
+            parts.iter().fold(0, |sum, part| u32::saturating_add(sum, bytes_u32(part)));
+        self.reply.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+        self.reply.extend_from_slice(&self.option.code().to_be_bytes());
         self.reply.extend_from_slice(&kind.to_be_bytes());
         self.reply.extend_from_slice(&bytes.to_be_bytes());
         for part in parts {
@@ -112,10 +102,6 @@ impl<'a> Replier<'a> {
 
 /// The length of a part, which is a number or a string that [`ExportInfo`] or we made.
 fn bytes_u32(part: &[u8]) -> u32 {
-    assert!(
-        part.len() <= STRING_BYTES_MAX,
-        "a string of {} bytes",
-        part.len()
-    );
+    assert!(part.len() <= STRING_BYTES_MAX, "a string of {} bytes", part.len());
     u32::try_from(part.len()).unwrap_or(u32::MAX)
 }

@@ -9,11 +9,8 @@ use crate::nbd::*;
 
 /// Runs a bridge that is not to come far; its exit code and what it wrote.
 fn run(arguments: &[&str], limit: Duration) -> (Option<i32>, String) {
-    let mut child = command()
-        .args(arguments)
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the bridge is built");
+    let mut child =
+        command().args(arguments).stderr(Stdio::piped()).spawn().expect("the bridge is built");
     let mut stderr = child.stderr.take().expect("it is piped");
     let status = wait_for_end(&mut child, limit);
     let mut told = String::new();
@@ -30,18 +27,9 @@ fn sigterm_finishes_what_is_under_way_and_removes_the_socket() {
     let _haggling = connect(&bridge.socket);
     fake.fault(Fault::Delay(Duration::from_millis(800)));
     client.send_write(1, 0, &[9; 4096]);
-    fake.wait_until("the write", |fake| {
-        fake.seen().iter().any(|seen| seen.what == "write")
-    });
+    fake.wait_until("the write", |fake| fake.seen().iter().any(|seen| seen.what == "write"));
     bridge.terminate();
-    assert_eq!(
-        client.receive(),
-        Reply {
-            cookie: 1,
-            error: 0,
-            data: Vec::new()
-        }
-    );
+    assert_eq!(client.receive(), Reply { cookie: 1, error: 0, data: Vec::new() });
     assert!(client.is_closed());
     assert_eq!(bridge.wait(Duration::from_secs(2)).code(), Some(0));
     assert!(!bridge.socket.exists());
@@ -60,10 +48,7 @@ fn sigterm_does_not_wait_for_a_cluster_that_is_away() {
     let started = Instant::now();
     bridge.terminate();
     assert_eq!(bridge.wait(Duration::from_secs(5)).code(), Some(0));
-    assert!(
-        started.elapsed() > Duration::from_millis(2500),
-        "it gave up at once"
-    );
+    assert!(started.elapsed() > Duration::from_millis(2500), "it gave up at once");
     assert!(!bridge.socket.exists());
 }
 
@@ -97,11 +82,7 @@ fn a_socket_that_is_taken_is_named() {
     let line = ["--cluster", &fake.url(), "--listen", &listen];
     let (code, told) = run(&line, Duration::from_secs(5));
     assert_eq!(code, Some(1), "{told}");
-    assert_eq!(
-        Client::open(&bridge.socket, "vol0").size,
-        1 << 20,
-        "the first one lives on"
-    );
+    assert_eq!(Client::open(&bridge.socket, "vol0").size, 1 << 20, "the first one lives on");
 }
 
 #[test]
@@ -155,12 +136,7 @@ fn tcp_serves_as_well_and_a_dawdler_is_dropped() {
         free.local_addr().expect("it is bound").port()
     };
     let mut child = command()
-        .args([
-            "--cluster",
-            &fake.url(),
-            "--listen",
-            &format!("tcp:127.0.0.1:{port}"),
-        ])
+        .args(["--cluster", &fake.url(), "--listen", &format!("tcp:127.0.0.1:{port}")])
         .spawn()
         .expect("the bridge is built");
     let mut dawdler = None;
@@ -174,18 +150,12 @@ fn tcp_serves_as_well_and_a_dawdler_is_dropped() {
     assert_eq!(client.read(10, 8).data, b"over tcp");
 
     let mut dawdler = dawdler.expect("it was connected");
-    dawdler
-        .set_read_timeout(Some(Duration::from_secs(15)))
-        .expect("a socket takes one");
+    dawdler.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket takes one");
     let started = Instant::now();
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut dawdler, &mut rest).expect("closed in good order");
     assert_eq!(rest.len(), 18, "a greeting and no more");
-    assert!(
-        started.elapsed() < Duration::from_secs(12),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
     drop(child.kill());
     drop(child.wait());
 }

@@ -17,10 +17,7 @@ pub struct Bridge {
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-bridge"));
-    command
-        .env_remove("PETREL_CLUSTER")
-        .env("RUST_LOG", "debug")
-        .stdin(Stdio::piped());
+    command.env_remove("PETREL_CLUSTER").env("RUST_LOG", "debug").stdin(Stdio::piped());
     command
 }
 
@@ -35,11 +32,7 @@ impl Bridge {
             .args(more)
             .spawn()
             .expect("the bridge is built");
-        let bridge = Bridge {
-            child,
-            socket,
-            _directory: directory,
-        };
+        let bridge = Bridge { child, socket, _directory: directory };
         wait_until("the bridge's socket", || bridge.socket.exists());
         bridge
     }
@@ -160,10 +153,7 @@ pub fn option_reply<W: Wire>(wire: &mut W) -> (u32, Vec<u8>) {
 }
 
 pub fn go_data(name: &str) -> Vec<u8> {
-    let mut data = u32::try_from(name.len())
-        .expect("short")
-        .to_be_bytes()
-        .to_vec();
+    let mut data = u32::try_from(name.len()).expect("short").to_be_bytes().to_vec();
     data.extend(name.as_bytes());
     data.extend([0, 0]);
     data
@@ -171,8 +161,7 @@ pub fn go_data(name: &str) -> Vec<u8> {
 
 pub fn connect(path: &Path) -> UnixStream {
     let wire = UnixStream::connect(path).expect("the bridge listens");
-    wire.set_read_timeout(Some(Duration::from_secs(15)))
-        .expect("a socket takes a time-out");
+    wire.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket takes a time-out");
     wire
 }
 
@@ -199,10 +188,7 @@ impl<W: Wire> Client<W> {
                     flags = u16::from_be_bytes(payload[10..12].try_into().expect("two bytes"));
                 }
                 3 => {}
-                other => panic!(
-                    "GO {name}: {other:#x} {}",
-                    String::from_utf8_lossy(&payload)
-                ),
+                other => panic!("GO {name}: {other:#x} {}", String::from_utf8_lossy(&payload)),
             }
         }
     }
@@ -234,11 +220,7 @@ impl<W: Wire> Client<W> {
                     self.wire.read_exact(&mut rest).expect("a whole reply");
                     let error = u32::from_be_bytes(rest[..4].try_into().expect("four bytes"));
                     let cookie = u64::from_be_bytes(rest[4..].try_into().expect("eight bytes"));
-                    return Reply {
-                        cookie,
-                        error,
-                        data,
-                    };
+                    return Reply { cookie, error, data };
                 }
                 0x668e_33ef => {
                     let mut rest = [0; 16];
@@ -258,11 +240,7 @@ impl<W: Wire> Client<W> {
                         other => panic!("a chunk of kind {other:#x}"),
                     }
                     if rest[1] & 1 == 1 {
-                        return Reply {
-                            cookie,
-                            error,
-                            data,
-                        };
+                        return Reply { cookie, error, data };
                     }
                 }
                 other => panic!("a reply starts with {other:#x}"),

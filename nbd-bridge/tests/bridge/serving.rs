@@ -27,33 +27,18 @@ fn what_was_written_is_read_back_by_another_connection() {
     let mut reader = Client::open(&bridge.socket, "vol0");
     assert_eq!(writer.size, 64 << 20);
     assert!(writer.flags & (1 << 8) != 0, "CAN_MULTI_CONN");
-    let ranges = [
-        (0, 4096),
-        (512, 512),
-        (4000, 200),
-        (1_048_000, 2000),
-        (777, 5 << 20),
-    ];
+    let ranges = [(0, 4096), (512, 512), (4000, 200), (1_048_000, 2000), (777, 5 << 20)];
     for (seed, (offset, length)) in (1..).zip(ranges) {
         let data = noise(seed, length);
         assert_eq!(writer.write(offset, &data), 0);
-        assert!(
-            reader.read(offset, length).data == data,
-            "{length} at {offset}"
-        );
+        assert!(reader.read(offset, length).data == data, "{length} at {offset}");
     }
     let large = noise(99, 32 << 20);
     assert_eq!(writer.write(1 << 20, &large), 0);
     assert!(reader.read(1 << 20, 32 << 20).data == large);
     assert_eq!(writer.ask(0, FLUSH, 0, 0), 0);
     assert_eq!(writer.ask(FUA, WRITE_ZEROES, 1 << 20, 8 << 20), 0);
-    assert!(
-        reader
-            .read(1 << 20, 8 << 20)
-            .data
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(reader.read(1 << 20, 8 << 20).data.iter().all(|byte| *byte == 0));
     assert_eq!(writer.ask(0, TRIM, 0, 64 << 20), 0, "all of it at once");
     assert!(reader.read(0, 32 << 20).data.iter().all(|byte| *byte == 0));
     let clients: std::collections::BTreeSet<_> =
@@ -77,11 +62,7 @@ fn replies_find_their_requests_whatever_their_order() {
         client.send(0, READ, block, block * 4096, 4096);
     }
     for _ in 0..256 {
-        let Reply {
-            cookie,
-            error,
-            data,
-        } = client.receive();
+        let Reply { cookie, error, data } = client.receive();
         assert_eq!(error, 0);
         assert!(data == noise(cookie + 1, 4096), "block {cookie}");
     }
@@ -108,16 +89,8 @@ fn a_client_that_only_sends_is_held_back_and_loses_nothing() {
     std::thread::sleep(Duration::from_secs(1));
     let status = std::fs::read_to_string(format!("/proc/{}/status", bridge.pid()));
     let status = status.expect("it runs");
-    let resident = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("linux tells");
-    let kib: u64 = resident
-        .split_whitespace()
-        .nth(1)
-        .expect("a number")
-        .parse()
-        .expect("one");
+    let resident = status.lines().find(|line| line.starts_with("VmRSS:")).expect("linux tells");
+    let kib: u64 = resident.split_whitespace().nth(1).expect("a number").parse().expect("one");
     assert!(kib < 400 << 10, "the bridge holds {kib} KiB for one client");
     for _ in 0..count {
         let reply = client.receive();
@@ -136,10 +109,7 @@ fn errors_are_the_requests_own_and_the_connection_lives_on() {
     assert_eq!(client.write((1 << 20) - 1, &[1, 2]), 28, "ENOSPC");
     assert_eq!(client.ask(0, 42, 0, 0), 22, "EINVAL");
     client.send(0, WRITE, 5, 0, 33 << 20);
-    client
-        .wire
-        .write_all(&vec![0; 33 << 20])
-        .expect("it is read and thrown away");
+    client.wire.write_all(&vec![0; 33 << 20]).expect("it is read and thrown away");
     assert_eq!(client.receive().error, 22, "EINVAL");
     fake.fault(Fault::IoError);
     assert_eq!(client.read(0, 4096).error, 5, "EIO");
@@ -231,11 +201,8 @@ fn a_client_that_hangs_up_anywhere_leaves_nothing_behind() {
     let fake = Fake::start(1);
     fake.create("vol0", 1 << 20);
     let mut bridge = Bridge::start(&fake, &[]);
-    let descriptors = |pid: u32| {
-        std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .expect("it runs")
-            .count()
-    };
+    let descriptors =
+        |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
     let mut steady = Client::open(&bridge.socket, "vol0");
     assert_eq!(steady.write(0, &[1; 4096]), 0);
     let before = descriptors(bridge.pid());
@@ -268,25 +235,17 @@ fn a_client_that_hangs_up_anywhere_leaves_nothing_behind() {
             }
             6 => {
                 let mut client = Client::go(wire, "vol0");
-                client
-                    .wire
-                    .write_all(b"GET / HTTP/1.1\r\n\r\n")
-                    .expect("nonsense");
+                client.wire.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("nonsense");
                 assert!(client.is_closed());
             }
             _ => {
                 let mut client = Client::go(wire, "vol0");
                 client.send(0, READ, 1, 0, 1 << 20);
-                client
-                    .wire
-                    .read_exact(&mut [0; 100])
-                    .expect("a part of the reply");
+                client.wire.read_exact(&mut [0; 100]).expect("a part of the reply");
             }
         }
     }
-    wait_until("the end of every connection", || {
-        descriptors(bridge.pid()) <= before
-    });
+    wait_until("the end of every connection", || descriptors(bridge.pid()) <= before);
     assert_eq!(steady.read(0, 4096).error, 0);
     assert!(bridge.is_running());
 }

@@ -40,18 +40,14 @@ pub fn option(code: u32, data: &[u8]) -> Vec<u8> {
 pub fn info_data(name: &str, infos: &[u16]) -> Vec<u8> {
     let mut data = counted(name.as_bytes());
     data.extend(u16::try_from(infos.len()).expect("few").to_be_bytes());
-    infos
-        .iter()
-        .for_each(|info| data.extend(info.to_be_bytes()));
+    infos.iter().for_each(|info| data.extend(info.to_be_bytes()));
     data
 }
 
 pub fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = counted(name.as_bytes());
     data.extend(u32::try_from(queries.len()).expect("few").to_be_bytes());
-    queries
-        .iter()
-        .for_each(|query| data.extend(counted(query.as_bytes())));
+    queries.iter().for_each(|query| data.extend(counted(query.as_bytes())));
     data
 }
 
@@ -140,10 +136,7 @@ impl OptionReply {
         let kind = match self.kind {
             1 => "ACK".to_owned(),
             2 => "SERVER".to_owned(),
-            3 => format!(
-                "INFO {}",
-                u16::from_be_bytes([self.payload[0], self.payload[1]])
-            ),
+            3 => format!("INFO {}", u16::from_be_bytes([self.payload[0], self.payload[1]])),
             4 => "CONTEXT".to_owned(),
             0x8000_0001 => "ERR_UNSUP".to_owned(),
             0x8000_0003 => "ERR_INVALID".to_owned(),
@@ -181,20 +174,12 @@ pub fn talk_in_pieces(mut handshake: Handshake, pieces: &[&[u8]]) -> Talk {
                     assert!(step.consumed > 0, "goes on without consuming");
                 }
                 end @ (Outcome::Transmission(_) | Outcome::Close(_)) => {
-                    return Talk {
-                        reply,
-                        end: Some(end),
-                        consumed,
-                    };
+                    return Talk { reply, end: Some(end), consumed };
                 }
             }
         }
     }
-    Talk {
-        reply,
-        end: None,
-        consumed,
-    }
+    Talk { reply, end: None, consumed }
 }
 
 /// What the door said to each request of a stream, and what it answered by itself.
@@ -233,10 +218,7 @@ pub fn knock(session: &Session, pieces: &[&[u8]]) -> (Vec<String>, Vec<u8>) {
                     lines.push("succeed".to_owned());
                     session.success(header.command, header.cookie, &mut out);
                 }
-                Verdict::Refuse {
-                    error,
-                    payload_bytes,
-                } => {
+                Verdict::Refuse { error, payload_bytes } => {
                     lines.push(format!("refuse {error}"));
                     skip_bytes = usize::try_from(payload_bytes).expect("64-bit machine");
                     session.failure(header.command, header.cookie, error, &mut out);
@@ -259,16 +241,8 @@ pub fn knock(session: &Session, pieces: &[&[u8]]) -> (Vec<String>, Vec<u8>) {
 /// One reply of the transmission phase as a client reads it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    Simple {
-        error: u32,
-        cookie: Cookie,
-    },
-    Chunk {
-        done: bool,
-        kind: u16,
-        cookie: Cookie,
-        payload: Vec<u8>,
-    },
+    Simple { error: u32, cookie: Cookie },
+    Chunk { done: bool, kind: u16, cookie: Cookie, payload: Vec<u8> },
 }
 
 /// Takes one reply off the front; the payload of a chunk may still be missing from `bytes` when
@@ -276,10 +250,8 @@ pub enum Answer {
 pub fn answer(bytes: &[u8]) -> (Answer, usize) {
     match be32(bytes) {
         0x6744_6698 => {
-            let answer = Answer::Simple {
-                error: be32(&bytes[4..]),
-                cookie: Cookie(be64(&bytes[8..])),
-            };
+            let answer =
+                Answer::Simple { error: be32(&bytes[4..]), cookie: Cookie(be64(&bytes[8..])) };
             (answer, 16)
         }
         0x668e_33ef => {

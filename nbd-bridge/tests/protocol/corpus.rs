@@ -30,29 +30,19 @@ impl Case {
                 value.trim().clone_into(&mut expect);
             } else {
                 let line = line.split(';').next().unwrap_or_default();
-                line.split_whitespace()
-                    .for_each(|token| bytes.extend(decode(token, &path)));
+                line.split_whitespace().for_each(|token| bytes.extend(decode(token, &path)));
             }
         }
         assert!(!expect.is_empty(), "{} expects nothing", path.display());
-        Self {
-            path,
-            session,
-            expect,
-            bytes,
-        }
+        Self { path, session, expect, bytes }
     }
 }
 
 fn decode(token: &str, path: &Path) -> Vec<u8> {
     let (what, count) = token.rsplit_once('*').unwrap_or((token, "1"));
-    let count: usize = count
-        .parse()
-        .unwrap_or_else(|_| unreachable!("{}: {token}", path.display()));
-    let once = match what
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-    {
+    let count: usize =
+        count.parse().unwrap_or_else(|_| unreachable!("{}: {token}", path.display()));
+    let once = match what.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         Some(text) => text.as_bytes().to_vec(),
         None => (0..what.len())
             .step_by(2)
@@ -67,9 +57,7 @@ fn decode(token: &str, path: &Path) -> Vec<u8> {
 }
 
 fn cases(folder: &str) -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/corpus")
-        .join(folder);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(folder);
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
         .expect("the corpus is beside this test")
         .map(|entry| entry.expect("a readable folder").path())

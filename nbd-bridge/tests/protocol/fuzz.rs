@@ -17,21 +17,10 @@ use crate::transmission::{plain, read_only, structured};
 /// A change to a good conversation.
 #[derive(Clone, Debug)]
 enum Damage {
-    Set {
-        at: prop::sample::Index,
-        byte: u8,
-    },
-    Insert {
-        at: prop::sample::Index,
-        bytes: Vec<u8>,
-    },
-    Remove {
-        at: prop::sample::Index,
-        count: usize,
-    },
-    Cut {
-        at: prop::sample::Index,
-    },
+    Set { at: prop::sample::Index, byte: u8 },
+    Insert { at: prop::sample::Index, bytes: Vec<u8> },
+    Remove { at: prop::sample::Index, count: usize },
+    Cut { at: prop::sample::Index },
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
@@ -149,11 +138,7 @@ fn handshake_is_indifferent_to_cuts(input: &[u8], cuts: &[prop::sample::Index]) 
     }
     let (replies, rest) = at_once.replies();
     assert!(replies.iter().all(|reply| reply.payload.len() <= 8200));
-    assert!(
-        [0, 10, 134].contains(&rest.len()),
-        "{} bytes without a frame",
-        rest.len()
-    );
+    assert!([0, 10, 134].contains(&rest.len()), "{} bytes without a frame", rest.len());
 }
 
 fn sessions() -> [Session; 3] {

@@ -37,12 +37,7 @@ fn the_greeting_offers_fixed_newstyle_without_zeroes_and_nothing_else() {
 fn a_client_flag_that_was_not_offered_drops_the_connection() {
     for bit in 2..32 {
         let talk = talk(&flags(1 << bit | 3));
-        assert_eq!(
-            closed(&talk),
-            CloseReason::UnknownClientFlags {
-                flags: 1 << bit | 3
-            }
-        );
+        assert_eq!(closed(&talk), CloseReason::UnknownClientFlags { flags: 1 << bit | 3 });
         assert!(talk.reply.is_empty());
     }
 }
@@ -95,17 +90,11 @@ fn list_names_every_export_and_takes_no_data() {
 fn info_and_go_give_identical_answers() {
     for infos in [&[][..], &[3], &[1, 2, 3], &[0, 9, 3, 3, 0xffff]] {
         let data = info_data("vol0", infos);
-        let talk = haggle(&[
-            option(STRUCTURED, b""),
-            option(INFO, &data),
-            option(GO, &data),
-        ]);
+        let talk = haggle(&[option(STRUCTURED, b""), option(INFO, &data), option(GO, &data)]);
         let (replies, _) = talk.replies();
         let of = |option| {
             let replies = replies.iter().filter(move |reply| reply.option == option);
-            replies
-                .map(|reply| (reply.kind, reply.payload.clone()))
-                .collect::<Vec<_>>()
+            replies.map(|reply| (reply.kind, reply.payload.clone())).collect::<Vec<_>>()
         };
         assert_eq!(of(INFO), of(GO));
         assert_eq!(agreed(&talk).block_sizes_asked, infos.contains(&3));
@@ -133,23 +122,14 @@ fn information_beyond_the_export_is_given_only_when_asked() {
 fn df_is_offered_only_with_structured_replies_and_writes_only_where_they_work() {
     let flags_of = |talk: &Talk| {
         let (replies, _) = talk.replies();
-        let info = replies
-            .iter()
-            .find(|reply| reply.kind == 3)
-            .expect("an INFO_EXPORT");
+        let info = replies.iter().find(|reply| reply.kind == 3).expect("an INFO_EXPORT");
         u16::from_be_bytes([info.payload[10], info.payload[11]])
     };
     let go = |name| option(GO, &info_data(name, &[]));
     assert_eq!(flags_of(&haggle(&[go("vol0")])), 0b101_0110_1101);
     let structured = option(STRUCTURED, b"");
-    assert_eq!(
-        flags_of(&haggle(&[structured.clone(), go("vol0")])),
-        0b101_1110_1101
-    );
-    assert_eq!(
-        flags_of(&haggle(&[structured, go("archive")])),
-        0b100_1000_1111
-    );
+    assert_eq!(flags_of(&haggle(&[structured.clone(), go("vol0")])), 0b101_1110_1101);
+    assert_eq!(flags_of(&haggle(&[structured, go("archive")])), 0b100_1000_1111);
 }
 
 #[test]
@@ -173,9 +153,7 @@ fn a_malformed_info_or_go_is_invalid_and_the_stream_stays_in_step() {
     name_too_long[0] = 0x7f;
     let mut one_info_more = good.clone();
     one_info_more[9] += 1;
-    let mut options: Vec<Vec<u8>> = (0..good.len())
-        .map(|cut| option(GO, &good[..cut]))
-        .collect();
+    let mut options: Vec<Vec<u8>> = (0..good.len()).map(|cut| option(GO, &good[..cut])).collect();
     options.push(option(GO, &[good.as_slice(), &[0]].concat()));
     options.push(option(INFO, &name_too_long));
     options.push(option(INFO, &one_info_more));
@@ -191,10 +169,7 @@ fn a_malformed_info_or_go_is_invalid_and_the_stream_stays_in_step() {
 #[test]
 fn an_option_that_we_do_not_serve_is_unsupported_and_skipped() {
     let unknown = [4, 11, 12, 0, 0xffff_ffff, STARTTLS];
-    let mut options: Vec<_> = unknown
-        .iter()
-        .map(|code| option(*code, b"some data"))
-        .collect();
+    let mut options: Vec<_> = unknown.iter().map(|code| option(*code, b"some data")).collect();
     options.push(option(GO, &info_data("vol0", &[])));
     let talk = haggle(&options);
     let (replies, _) = talk.replies();
@@ -208,18 +183,10 @@ fn an_option_that_we_do_not_serve_is_unsupported_and_skipped() {
 fn structured_replies_take_no_data() {
     let go = option(GO, &info_data("vol0", &[]));
     let with_data = haggle(&[option(STRUCTURED, b"x"), go.clone()]);
-    assert!(
-        with_data
-            .transcript()
-            .starts_with("STRUCTURED ERR_INVALID; ")
-    );
+    assert!(with_data.transcript().starts_with("STRUCTURED ERR_INVALID; "));
     assert!(!agreed(&with_data).structured_replies);
     let twice = haggle(&[option(STRUCTURED, b""), option(STRUCTURED, b""), go]);
-    assert!(
-        twice
-            .transcript()
-            .starts_with("STRUCTURED ACK; STRUCTURED ACK; ")
-    );
+    assert!(twice.transcript().starts_with("STRUCTURED ACK; STRUCTURED ACK; "));
     assert!(agreed(&twice).structured_replies);
 }
 
@@ -232,10 +199,7 @@ fn metadata_contexts_need_structured_replies() {
         option(STRUCTURED, b""),
         option(GO, &info_data("vol0", &[])),
     ]);
-    assert!(
-        talk.transcript()
-            .starts_with("LIST_META ERR_INVALID; SET_META ERR_INVALID; ")
-    );
+    assert!(talk.transcript().starts_with("LIST_META ERR_INVALID; SET_META ERR_INVALID; "));
     assert!(!agreed(&talk).base_allocation);
 }
 
@@ -263,20 +227,11 @@ fn the_wildcard_lists_and_never_selects() {
     let not_selected = ("SET_META ACK".to_owned(), false);
     assert_eq!(one(LIST_META, &[]), listed);
     assert_eq!(one(LIST_META, &["base:"]), listed);
-    assert_eq!(
-        one(LIST_META, &["x:y", "base:allocation", "base:allocation"]),
-        listed
-    );
-    assert_eq!(
-        one(LIST_META, &["x-nosuch:a", "base:other", "", "base"]),
-        not_listed
-    );
+    assert_eq!(one(LIST_META, &["x:y", "base:allocation", "base:allocation"]), listed);
+    assert_eq!(one(LIST_META, &["x-nosuch:a", "base:other", "", "base"]), not_listed);
     assert_eq!(one(SET_META, &["base:allocation"]), selected);
     assert_eq!(
-        one(
-            SET_META,
-            &["qemu:dirty-bitmap:a", "base:allocation", "base:allocation"]
-        ),
+        one(SET_META, &["qemu:dirty-bitmap:a", "base:allocation", "base:allocation"]),
         selected
     );
     assert_eq!(one(SET_META, &["base:"]), not_selected);
@@ -287,11 +242,8 @@ fn the_wildcard_lists_and_never_selects() {
 #[test]
 fn a_listed_context_has_number_0_and_a_selected_one_its_own() {
     let data = meta_data("vol0", &["base:allocation"]);
-    let talk = haggle(&[
-        option(STRUCTURED, b""),
-        option(LIST_META, &data),
-        option(SET_META, &data),
-    ]);
+    let talk =
+        haggle(&[option(STRUCTURED, b""), option(LIST_META, &data), option(SET_META, &data)]);
     let (replies, _) = talk.replies();
     assert_eq!(replies[1].payload, b"\0\0\0\0base:allocation");
     assert_eq!(replies[3].payload, b"\0\0\0\x01base:allocation");
@@ -313,10 +265,7 @@ fn a_set_that_fails_or_finds_nothing_clears_the_selection() {
         (too_long, "ERR_TOO_BIG"),
     ] {
         let (transcript, selected) = meta(&[good.clone(), (SET_META, data)], "vol0");
-        assert_eq!(
-            transcript,
-            format!("SET_META CONTEXT; SET_META ACK; SET_META {error}")
-        );
+        assert_eq!(transcript, format!("SET_META CONTEXT; SET_META ACK; SET_META {error}"));
         assert!(!selected, "after {error}");
     }
     // A LIST in between changes nothing.
@@ -347,25 +296,16 @@ fn a_malformed_context_option_is_invalid_and_the_stream_stays_in_step() {
 #[test]
 fn a_name_longer_than_the_protocol_allows_is_too_big() {
     let long = "v".repeat(4097);
-    let talk = haggle(&[
-        option(INFO, &info_data(&long, &[])),
-        option(GO, &info_data(&long[..4096], &[])),
-    ]);
-    assert_eq!(
-        talk.transcript(),
-        "INFO ERR_TOO_BIG; GO ERR_UNKNOWN; needs more"
-    );
+    let talk =
+        haggle(&[option(INFO, &info_data(&long, &[])), option(GO, &info_data(&long[..4096], &[]))]);
+    assert_eq!(talk.transcript(), "INFO ERR_TOO_BIG; GO ERR_UNKNOWN; needs more");
 }
 
 #[test]
 fn an_option_over_64_kib_is_refused_and_skipped_and_the_next_one_counts() {
     let long = vec![0x49; (64 << 10) + 1];
-    let talk = haggle(&[
-        option(GO, &long),
-        option(77, &long),
-        option(LIST, &long),
-        option(ABORT, b""),
-    ]);
+    let talk =
+        haggle(&[option(GO, &long), option(77, &long), option(LIST, &long), option(ABORT, b"")]);
     assert_eq!(
         talk.transcript(),
         "GO ERR_TOO_BIG; 77 ERR_UNSUP; LIST ERR_TOO_BIG; ABORT ACK; closes ClientAborted"
@@ -386,10 +326,7 @@ fn an_option_of_gigabytes_closes_before_any_of_it_arrives() {
     let mut header = option(GO, b"");
     header[12..].copy_from_slice(&u32::MAX.to_be_bytes());
     let talk = haggle(&[header]);
-    assert_eq!(
-        talk.transcript(),
-        "GO ERR_TOO_BIG; closes OptionTooLong { bytes: 4294967295 }"
-    );
+    assert_eq!(talk.transcript(), "GO ERR_TOO_BIG; closes OptionTooLong { bytes: 4294967295 }");
 }
 
 #[test]
@@ -403,10 +340,7 @@ fn a_client_may_send_64_options_and_no_more() {
 
 #[test]
 fn an_option_without_its_magic_closes_after_eight_bytes() {
-    assert_eq!(
-        closed(&haggle(&[b"IHAVEOPS".to_vec()])),
-        CloseReason::BadOptionMagic
-    );
+    assert_eq!(closed(&haggle(&[b"IHAVEOPS".to_vec()])), CloseReason::BadOptionMagic);
     assert_eq!(haggle(&[b"IHAVEOP".to_vec()]).transcript(), "needs more");
 }
 
@@ -417,21 +351,13 @@ fn while_stopping_every_option_but_abort_is_refused() {
         handshake.stop();
         handshake
     };
-    let codes = [
-        LIST, INFO, GO, STRUCTURED, LIST_META, SET_META, STARTTLS, 99,
-    ];
+    let codes = [LIST, INFO, GO, STRUCTURED, LIST_META, SET_META, STARTTLS, 99];
     let mut input = flags(3);
-    codes
-        .iter()
-        .for_each(|code| input.extend(option(*code, &info_data("vol0", &[]))));
+    codes.iter().for_each(|code| input.extend(option(*code, &info_data("vol0", &[]))));
     input.extend(option(ABORT, b""));
     let talk = talk_in_pieces(stopping(), &[&input]);
     let (replies, _) = talk.replies();
-    assert!(
-        replies[..codes.len()]
-            .iter()
-            .all(|reply| reply.kind == 0x8000_0007)
-    );
+    assert!(replies[..codes.len()].iter().all(|reply| reply.kind == 0x8000_0007));
     assert_eq!(closed(&talk), CloseReason::ClientAborted);
     let input = [flags(3), option(EXPORT_NAME, b"vol0")].concat();
     let talk = talk_in_pieces(stopping(), &[&input]);

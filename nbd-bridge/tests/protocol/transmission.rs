@@ -60,11 +60,7 @@ fn judge(session: &Session, flags: u16, command: u16, offset_bytes: u64, length:
 }
 
 fn refused(verdict: Verdict) -> Errno {
-    let Verdict::Refuse {
-        error,
-        payload_bytes: _,
-    } = verdict
-    else {
+    let Verdict::Refuse { error, payload_bytes: _ } = verdict else {
         unreachable!("not refused: {verdict:?}");
     };
     error
@@ -103,72 +99,22 @@ fn a_wrong_magic_shows_after_four_bytes() {
 
 #[test]
 fn good_requests_are_served_as_asked() {
-    let range = Range {
-        offset_bytes: 4096,
-        length_bytes: 512,
-    };
+    let range = Range { offset_bytes: 4096, length_bytes: 512 };
     for (flags, command, request) in [
-        (
-            0,
-            READ,
-            Request::Read {
-                range,
-                one_chunk: false,
-            },
-        ),
-        (
-            DF,
-            READ,
-            Request::Read {
-                range,
-                one_chunk: true,
-            },
-        ),
+        (0, READ, Request::Read { range, one_chunk: false }),
+        (DF, READ, Request::Read { range, one_chunk: true }),
         (0, WRITE, Request::Write { range, fua: false }),
         (FUA, WRITE, Request::Write { range, fua: true }),
         (0, FLUSH, Request::Flush),
         (0, TRIM, Request::Trim { range, fua: false }),
         (FUA, TRIM, Request::Trim { range, fua: true }),
         (0, CACHE, Request::Cache { range }),
-        (
-            0,
-            ZERO,
-            Request::WriteZeroes {
-                range,
-                fua: false,
-                keep_allocated: false,
-            },
-        ),
-        (
-            FUA | NO_HOLE,
-            ZERO,
-            Request::WriteZeroes {
-                range,
-                fua: true,
-                keep_allocated: true,
-            },
-        ),
-        (
-            0,
-            STATUS,
-            Request::BlockStatus {
-                range,
-                one_extent: false,
-            },
-        ),
-        (
-            REQ_ONE,
-            STATUS,
-            Request::BlockStatus {
-                range,
-                one_extent: true,
-            },
-        ),
+        (0, ZERO, Request::WriteZeroes { range, fua: false, keep_allocated: false }),
+        (FUA | NO_HOLE, ZERO, Request::WriteZeroes { range, fua: true, keep_allocated: true }),
+        (0, STATUS, Request::BlockStatus { range, one_extent: false }),
+        (REQ_ONE, STATUS, Request::BlockStatus { range, one_extent: true }),
     ] {
-        assert_eq!(
-            judge(&structured(), flags, command, 4096, 512),
-            Verdict::Serve(request)
-        );
+        assert_eq!(judge(&structured(), flags, command, 4096, 512), Verdict::Serve(request));
     }
     assert_eq!(judge(&structured(), 0, DISC, 0, 0), Verdict::Disconnect);
 }
@@ -196,24 +142,14 @@ fn a_flag_that_the_command_does_not_know_is_invalid() {
         for bit in 0..16 {
             let verdict = judge(&structured(), 1 << bit, command, 0, 4096);
             if known & (1 << bit) == 0 {
-                assert_eq!(
-                    refused(verdict),
-                    Errno::Inval,
-                    "command {command} bit {bit}"
-                );
+                assert_eq!(refused(verdict), Errno::Inval, "command {command} bit {bit}");
             } else {
                 assert!(serves(verdict), "command {command} bit {bit}: {verdict:?}");
             }
         }
     }
-    assert_eq!(
-        refused(judge(&structured(), FAST_ZERO, ZERO, 0, 4096)),
-        Errno::Inval
-    );
-    assert_eq!(
-        refused(judge(&structured(), PAYLOAD_LEN, WRITE, 0, 4096)),
-        Errno::Inval
-    );
+    assert_eq!(refused(judge(&structured(), FAST_ZERO, ZERO, 0, 4096)), Errno::Inval);
+    assert_eq!(refused(judge(&structured(), PAYLOAD_LEN, WRITE, 0, 4096)), Errno::Inval);
 }
 
 #[test]
@@ -227,10 +163,7 @@ fn an_unknown_command_is_invalid_and_has_no_payload() {
     for command in [8, 9, 99, 0xffff] {
         assert_eq!(
             judge(&structured(), 0, command, 0, 4096),
-            Verdict::Refuse {
-                error: Errno::Inval,
-                payload_bytes: 0
-            }
+            Verdict::Refuse { error: Errno::Inval, payload_bytes: 0 }
         );
     }
 }
@@ -255,11 +188,7 @@ fn beyond_the_end_reads_are_invalid_and_writes_find_no_space() {
             (STATUS, Errno::Inval),
         ] {
             let verdict = judge(&structured(), 0, command, offset, length);
-            assert_eq!(
-                refused(verdict),
-                error,
-                "command {command} at {offset}+{length}"
-            );
+            assert_eq!(refused(verdict), error, "command {command} at {offset}+{length}");
         }
     }
     assert!(serves(judge(&structured(), 0, READ, SIZE - 1, 1)));
@@ -276,10 +205,7 @@ fn everything_that_writes_is_refused_on_a_read_only_export() {
     }
     assert_eq!(
         judge(&read_only(), 0, WRITE, 0, 4096),
-        Verdict::Refuse {
-            error: Errno::Perm,
-            payload_bytes: 4096
-        }
+        Verdict::Refuse { error: Errno::Perm, payload_bytes: 4096 }
     );
     for command in [READ, FLUSH, CACHE, STATUS] {
         assert!(serves(judge(&read_only(), 0, command, 0, 4096)));
@@ -290,10 +216,7 @@ fn everything_that_writes_is_refused_on_a_read_only_export() {
 fn requests_of_no_length_succeed_except_block_status() {
     for command in [READ, WRITE, TRIM, CACHE, ZERO] {
         for offset in [0, 77, SIZE] {
-            assert_eq!(
-                judge(&structured(), 0, command, offset, 0),
-                Verdict::Succeed
-            );
+            assert_eq!(judge(&structured(), 0, command, offset, 0), Verdict::Succeed);
         }
     }
     assert_eq!(refused(judge(&structured(), 0, STATUS, 0, 0)), Errno::Inval);
@@ -310,21 +233,13 @@ fn payload_over_32_mib_is_refused_and_over_64_mib_drops_the_connection() {
         let payload_bytes = if command == WRITE { (32 << 20) + 1 } else { 0 };
         assert_eq!(
             judge(&session, 0, command, 0, (32 << 20) + 1),
-            Verdict::Refuse {
-                error: Errno::Inval,
-                payload_bytes
-            }
+            Verdict::Refuse { error: Errno::Inval, payload_bytes }
         );
     }
-    assert_eq!(
-        refused(judge(&session, 0, WRITE, 0, 64 << 20)),
-        Errno::Inval
-    );
+    assert_eq!(refused(judge(&session, 0, WRITE, 0, 64 << 20)), Errno::Inval);
     assert_eq!(
         judge(&session, 0, WRITE, 0, (64 << 20) + 1),
-        Verdict::Drop {
-            payload_bytes: (64 << 20) + 1
-        }
+        Verdict::Drop { payload_bytes: (64 << 20) + 1 }
     );
     assert_eq!(refused(judge(&session, 0, READ, 0, u32::MAX)), Errno::Inval);
     for command in [TRIM, ZERO, CACHE, STATUS] {
@@ -340,10 +255,7 @@ fn any_alignment_is_served_unless_the_export_has_a_larger_minimum() {
     let session = Session::new(&coarse);
     assert!(serves(judge(&session, 0, WRITE, 512, 1024)));
     for (offset, length) in [(1, 512), (512, 513), (256, 256)] {
-        assert_eq!(
-            refused(judge(&session, 0, READ, offset, length)),
-            Errno::Inval
-        );
+        assert_eq!(refused(judge(&session, 0, READ, offset, length)), Errno::Inval);
     }
     assert_eq!(refused(judge(&session, 0, READ, 0, 2 << 20)), Errno::Inval);
 }
@@ -353,10 +265,7 @@ fn while_stopping_every_request_but_disc_is_refused() {
     let mut session = structured();
     session.stop();
     for command in [READ, WRITE, FLUSH, TRIM, CACHE, ZERO, STATUS, 99] {
-        assert_eq!(
-            refused(judge(&session, 0, command, 0, 4096)),
-            Errno::Shutdown
-        );
+        assert_eq!(refused(judge(&session, 0, command, 0, 4096)), Errno::Shutdown);
     }
     assert_eq!(judge(&session, 0, DISC, 0, 0), Verdict::Disconnect);
 }
@@ -374,70 +283,29 @@ fn the_stream_stays_in_step_after_refused_writes() {
     ]
     .concat();
     let (lines, out) = knock(&structured(), &[&stream]);
-    assert_eq!(
-        lines,
-        [
-            "refuse EINVAL",
-            "refuse ENOSPC",
-            "serve Flush",
-            "disconnect"
-        ]
-    );
-    assert_eq!(
-        answer(&out).0,
-        Answer::Simple {
-            error: 22,
-            cookie: Cookie(1)
-        }
-    );
-    assert_eq!(
-        answer(&out[16..]).0,
-        Answer::Simple {
-            error: 28,
-            cookie: Cookie(2)
-        }
-    );
+    assert_eq!(lines, ["refuse EINVAL", "refuse ENOSPC", "serve Flush", "disconnect"]);
+    assert_eq!(answer(&out).0, Answer::Simple { error: 22, cookie: Cookie(1) });
+    assert_eq!(answer(&out[16..]).0, Answer::Simple { error: 28, cookie: Cookie(2) });
 }
 
 #[test]
 fn a_read_is_answered_in_chunks_once_they_are_agreed_on_errors_included() {
     let (cookie, mut out) = (Cookie(9), Vec::new());
     structured().failure(Command::Read, cookie, Errno::Io, &mut out);
-    let error = Answer::Chunk {
-        done: true,
-        kind: 0x8001,
-        cookie,
-        payload: vec![0, 0, 0, 5, 0, 0],
-    };
+    let error = Answer::Chunk { done: true, kind: 0x8001, cookie, payload: vec![0, 0, 0, 5, 0, 0] };
     assert_eq!(answer(&out), (error, out.len()));
 
     out.clear();
     structured().success(Command::Read, cookie, &mut out);
-    let nothing = Answer::Chunk {
-        done: true,
-        kind: 0,
-        cookie,
-        payload: vec![],
-    };
+    let nothing = Answer::Chunk { done: true, kind: 0, cookie, payload: vec![] };
     assert_eq!(answer(&out), (nothing, out.len()));
 
     out.clear();
-    let range = Range {
-        offset_bytes: 4096,
-        length_bytes: 512,
-    };
+    let range = Range { offset_bytes: 4096, length_bytes: 512 };
     structured().read_header(cookie, range, &mut out);
     let (data, promised) = answer(&out);
     let payload = 4096_u64.to_be_bytes().to_vec();
-    assert_eq!(
-        data,
-        Answer::Chunk {
-            done: true,
-            kind: 1,
-            cookie,
-            payload
-        }
-    );
+    assert_eq!(data, Answer::Chunk { done: true, kind: 1, cookie, payload });
     assert_eq!(promised, out.len() + 512);
 }
 
@@ -447,49 +315,21 @@ fn without_structured_replies_every_answer_is_simple() {
     for command in (0..9).map(Command::from_code) {
         out.clear();
         plain().failure(command, cookie, Errno::Inval, &mut out);
-        assert_eq!(
-            answer(&out),
-            (Answer::Simple { error: 22, cookie }, out.len())
-        );
+        assert_eq!(answer(&out), (Answer::Simple { error: 22, cookie }, out.len()));
     }
     out.clear();
-    plain().read_header(
-        cookie,
-        Range {
-            offset_bytes: 1,
-            length_bytes: 2,
-        },
-        &mut out,
-    );
-    assert_eq!(
-        answer(&out),
-        (Answer::Simple { error: 0, cookie }, out.len())
-    );
+    plain().read_header(cookie, Range { offset_bytes: 1, length_bytes: 2 }, &mut out);
+    assert_eq!(answer(&out), (Answer::Simple { error: 0, cookie }, out.len()));
 }
 
 #[test]
 fn block_status_is_one_chunk_with_the_selected_contexts_number() {
     let (cookie, mut out) = (Cookie(3), Vec::new());
-    let extents = [
-        Extent {
-            length_bytes: 4096,
-            flags: 0,
-        },
-        Extent {
-            length_bytes: 512,
-            flags: 3,
-        },
-    ];
+    let extents = [Extent { length_bytes: 4096, flags: 0 }, Extent { length_bytes: 512, flags: 3 }];
     structured().block_status(cookie, &extents, &mut out);
     let (chunk, promised) = answer(&out);
     assert_eq!(promised, out.len());
-    let Answer::Chunk {
-        done: true,
-        kind: 5,
-        payload,
-        ..
-    } = chunk
-    else {
+    let Answer::Chunk { done: true, kind: 5, payload, .. } = chunk else {
         unreachable!("{chunk:?}");
     };
     let words: Vec<u32> = payload.chunks(4).map(be32).collect();

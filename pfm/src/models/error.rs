@@ -35,11 +35,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            window_s: HISTORY_S,
-            tolerable_events: 8.0,
-            timeout_weight: 0.2,
-        }
+        Self { window_s: HISTORY_S, tolerable_events: 8.0, timeout_weight: 0.2 }
     }
 }
 
@@ -76,9 +72,8 @@ impl ErrorModel {
         let mut counts = Counts::default();
         for errors in history.errors_since(since_s) {
             counts.io_errors = counts.io_errors.saturating_add(errors.io_errors);
-            counts.checksum_mismatches = counts
-                .checksum_mismatches
-                .saturating_add(errors.checksum_mismatches);
+            counts.checksum_mismatches =
+                counts.checksum_mismatches.saturating_add(errors.checksum_mismatches);
             counts.timeouts = counts.timeouts.saturating_add(errors.timeouts);
         }
         let events = counts.io_errors as f64
@@ -95,11 +90,7 @@ impl ErrorModel {
                 bounds
             }
         };
-        let Bounds {
-            low,
-            probability,
-            high,
-        } = bounds;
+        let Bounds { low, probability, high } = bounds;
         Some(Estimate {
             mode: Mode::Error,
             low,
@@ -128,31 +119,15 @@ fn bounds(events: f64, tolerable_events: f64) -> Bounds {
             intolerable(events_at(TAILS.1), tolerable_events),
         )
     });
-    Bounds {
-        low: low.min(probability),
-        probability,
-        high: high.max(probability),
-    }
+    Bounds { low: low.min(probability), probability, high: high.max(probability) }
 }
 
 fn features(counts: &Counts, config: &Config) -> Vec<Feature> {
     let minutes = config.window_s.min(HISTORY_S) / 60;
     let told = [
-        (
-            counts.io_errors,
-            "io_errors",
-            "requests failed at this server's disk",
-        ),
-        (
-            counts.checksum_mismatches,
-            "checksum_mismatches",
-            "blocks did not match their checksum",
-        ),
-        (
-            counts.timeouts,
-            "timeouts",
-            "requests timed out at this server's disk",
-        ),
+        (counts.io_errors, "io_errors", "requests failed at this server's disk"),
+        (counts.checksum_mismatches, "checksum_mismatches", "blocks did not match their checksum"),
+        (counts.timeouts, "timeouts", "requests timed out at this server's disk"),
     ];
     let mut features: Vec<Feature> = told
         .into_iter()
@@ -189,11 +164,7 @@ mod tests {
     fn more_errors_never_lower_the_probability_nor_leave_its_bounds() {
         let mut last = 0.0;
         for events in 0..2_000 {
-            let Bounds {
-                low,
-                probability,
-                high,
-            } = bounds(f64::from(events), 8.0);
+            let Bounds { low, probability, high } = bounds(f64::from(events), 8.0);
             assert!(probability >= last, "fell at {events}");
             assert!(low <= probability && probability <= high, "{events}");
             assert!((0.0..=1.0).contains(&high));

@@ -173,32 +173,17 @@ pub(crate) fn judge(
         Basis::Peers | Basis::OnePeer => {
             (config.slow_ratio, config.noise_floor_us, RATIO_FLOOR_PART)
         }
-        Basis::Baseline => (
-            config.alone_ratio,
-            config.alone_floor_us,
-            RATIO_FLOOR_PART_ALONE,
-        ),
+        Basis::Baseline => (config.alone_ratio, config.alone_floor_us, RATIO_FLOOR_PART_ALONE),
     };
     let cpu = sample.psi_cpu_some_avg10.clamp(0.0, 100.0);
     // CPU pressure that peers on other machines do not have explains a ratio, too.
     let cpu_own = (cpu - view.cpu_median.unwrap_or(cpu)).max(0.0);
     let floor_us = floor_us * (1.0 + cpu / CPU_PRESSURE_SHARED + cpu_own / CPU_PRESSURE_OWN);
-    let shaken = (view.common_slowdown / COMMON_FROM)
-        .clamp(1.0, COMMON_MAX)
-        .sqrt();
+    let shaken = (view.common_slowdown / COMMON_FROM).clamp(1.0, COMMON_MAX).sqrt();
     let ratio = ratio * (1.0 + cpu_own / CPU_PRESSURE_OWN) * shaken;
     let slow = own_us > reference_us * ratio && own_us > reference_us + floor_us;
-    let ln_ratio = (own_us / (reference_us + floor_us * part))
-        .max(1.0)
-        .ln()
-        .min(LN_RATIO_MAX);
-    Some(Second {
-        own_us,
-        reference_us,
-        slow,
-        ln_ratio,
-        basis,
-    })
+    let ln_ratio = (own_us / (reference_us + floor_us * part)).max(1.0).ln().min(LN_RATIO_MAX);
+    Some(Second { own_us, reference_us, slow, ln_ratio, basis })
 }
 
 fn hot_excuse(own_ops: f64, their_ops: f64) -> f64 {
@@ -299,9 +284,8 @@ impl Evidence {
     fn fraction_bounds(&self) -> (f64, f64) {
         let fraction = self.fraction_slow();
         let n = f64::from(self.active_s) / DESIGN_EFFECT;
-        Beta::new(fraction * n + 0.5, (1.0 - fraction) * n + 0.5).map_or((0.0, 1.0), |beta| {
-            (beta.inverse_cdf(TAILS.0), beta.inverse_cdf(TAILS.1))
-        })
+        Beta::new(fraction * n + 0.5, (1.0 - fraction) * n + 0.5)
+            .map_or((0.0, 1.0), |beta| (beta.inverse_cdf(TAILS.0), beta.inverse_cdf(TAILS.1)))
     }
 
     /// Bounds of the mean log ratio: Student's t on the effective sample size; e-fold either way
@@ -314,9 +298,8 @@ impl Evidence {
             return ((mean - 1.0).max(0.0), (mean + 1.0).min(LN_RATIO_MAX));
         }
         let variance = (self.ln_squares / n - mean * mean).max(0.0) * n / (n - 1.0);
-        let half = StudentsT::new(0.0, 1.0, n_effective - 1.0).map_or(1.0, |t| {
-            t.inverse_cdf(TAILS.1) * (variance / n_effective).sqrt()
-        });
+        let half = StudentsT::new(0.0, 1.0, n_effective - 1.0)
+            .map_or(1.0, |t| t.inverse_cdf(TAILS.1) * (variance / n_effective).sqrt());
         ((mean - half).max(0.0), (mean + half).min(LN_RATIO_MAX))
     }
 
@@ -361,11 +344,7 @@ impl Evidence {
                 self.active_s
             )
         };
-        Feature {
-            name: format!("{word}_p50_ratio"),
-            value: ratio,
-            reason,
-        }
+        Feature { name: format!("{word}_p50_ratio"), value: ratio, reason }
     }
 }
 
@@ -442,10 +421,7 @@ fn fade(word: Word, halvings: f64) -> Word {
 }
 
 fn said(word: Word, features: Vec<Feature>) -> Estimate {
-    debug_assert!(
-        word.low <= word.logit && word.logit <= word.high,
-        "{word:?}"
-    );
+    debug_assert!(word.low <= word.logit && word.logit <= word.high, "{word:?}");
     debug_assert!((logit(probability(word.logit)) - word.logit).abs() < 1e-3);
     Estimate {
         mode: Mode::FailSlow,
@@ -464,12 +440,7 @@ mod tests {
     fn second(p50_us: u64, count: u64) -> Sample {
         Sample {
             at_s: 1_000,
-            reads: LatencyBucketSummary {
-                count,
-                p50_us,
-                p99_us: p50_us * 3,
-                mean_us: p50_us,
-            },
+            reads: LatencyBucketSummary { count, p50_us, p99_us: p50_us * 3, mean_us: p50_us },
             bytes_read: count * 4_096,
             ..Sample::default()
         }
@@ -491,15 +462,8 @@ mod tests {
     }
 
     fn judged(sample: &Sample, peers: &Peers) -> Second {
-        judge(
-            sample,
-            Kind::Read,
-            Some(1_000),
-            None,
-            peers,
-            &Config::default(),
-        )
-        .expect("there are peers to compare with")
+        judge(sample, Kind::Read, Some(1_000), None, peers, &Config::default())
+            .expect("there are peers to compare with")
     }
 
     #[test]
@@ -520,10 +484,7 @@ mod tests {
         let peers = peers_reading(&[1_000, 1_000, 1_000]);
         assert!(judged(&second(4_000, 200), &peers).slow);
         assert!(!judged(&second(4_000, 4_000), &peers).slow);
-        let starved = Sample {
-            psi_cpu_some_avg10: 60.0,
-            ..second(4_000, 200)
-        };
+        let starved = Sample { psi_cpu_some_avg10: 60.0, ..second(4_000, 200) };
         assert!(!judged(&starved, &peers).slow);
     }
 
@@ -533,10 +494,7 @@ mod tests {
         let config = Config::default();
         let idle = second(0, 0);
         assert!(judge(&idle, Kind::Read, Some(1_000), None, &peers, &config).is_none());
-        let stalled = Sample {
-            queue_depth_mean: 4.0,
-            ..idle
-        };
+        let stalled = Sample { queue_depth_mean: 4.0, ..idle };
         assert!(
             judge(&stalled, Kind::Read, Some(999), None, &peers, &config)
                 .expect("reads were in use a second ago")

@@ -57,37 +57,12 @@ pub struct Load {
     pub write_us: f64,
 }
 
-pub const LIGHT: Load = Load {
-    reads: 12.0,
-    writes: 6.0,
-    read_us: 150.0,
-    write_us: 250.0,
-};
-pub const ORDINARY: Load = Load {
-    reads: 250.0,
-    writes: 120.0,
-    read_us: 400.0,
-    write_us: 900.0,
-};
-pub const HEAVY: Load = Load {
-    reads: 2_500.0,
-    writes: 900.0,
-    read_us: 2_000.0,
-    write_us: 3_500.0,
-};
-pub const IDLE: Load = Load {
-    reads: 0.0,
-    writes: 0.0,
-    read_us: 150.0,
-    write_us: 250.0,
-};
+pub const LIGHT: Load = Load { reads: 12.0, writes: 6.0, read_us: 150.0, write_us: 250.0 };
+pub const ORDINARY: Load = Load { reads: 250.0, writes: 120.0, read_us: 400.0, write_us: 900.0 };
+pub const HEAVY: Load = Load { reads: 2_500.0, writes: 900.0, read_us: 2_000.0, write_us: 3_500.0 };
+pub const IDLE: Load = Load { reads: 0.0, writes: 0.0, read_us: 150.0, write_us: 250.0 };
 /// Slower disks: 5 ms is usual.
-pub const SPINNING: Load = Load {
-    reads: 40.0,
-    writes: 40.0,
-    read_us: 5_000.0,
-    write_us: 5_000.0,
-};
+pub const SPINNING: Load = Load { reads: 40.0, writes: 40.0, read_us: 5_000.0, write_us: 5_000.0 };
 
 /// What happens to one server's disk.
 #[derive(Clone, Copy, Default)]
@@ -124,10 +99,7 @@ impl Cluster {
         let mut random = Random::new(seed);
         let servers = (1..=servers)
             .map(|server| Server {
-                pfm: Pfm::new(Config {
-                    server,
-                    ..Config::default()
-                }),
+                pfm: Pfm::new(Config { server, ..Config::default() }),
                 drift: 0.0,
                 share: 0.5 + 1.5 * random.uniform(),
                 stall: None,
@@ -168,11 +140,7 @@ impl Cluster {
             let times = (self.drift + server.drift).exp() * self.common_times * stalled;
             let times = times * if fault.times > 0.0 { fault.times } else { 1.0 };
             let asked = index == 0 || !self.only_one_reads;
-            let reads = if asked {
-                load.reads * server.share
-            } else {
-                0.0
-            };
+            let reads = if asked { load.reads * server.share } else { 0.0 };
             let reads = (reads, load.read_us);
             let writes = (load.writes * server.share, load.write_us);
             let sample = Sample {
@@ -212,9 +180,7 @@ impl Cluster {
     }
 
     pub fn highest(&mut self) -> f64 {
-        (1..=self.servers.len())
-            .filter_map(|id| self.score(id).score)
-            .fold(0.0, f64::max)
+        (1..=self.servers.len()).filter_map(|id| self.score(id).score).fold(0.0, f64::max)
     }
 }
 
@@ -236,9 +202,8 @@ fn operations(
     if count == 0 {
         return LatencyBucketSummary::default();
     }
-    let mut draws: Vec<f64> = (0..count.min(21))
-        .map(|_| random.latency_us(median_us * times) + fault.added_us)
-        .collect();
+    let mut draws: Vec<f64> =
+        (0..count.min(21)).map(|_| random.latency_us(median_us * times) + fault.added_us).collect();
     draws.sort_by(f64::total_cmp);
     LatencyBucketSummary {
         count,

@@ -18,18 +18,11 @@ fn consistent(score: &Score) {
         score.probability.expect("known with the score"),
         score.probability_high.expect("known with the score"),
     ];
-    assert!(
-        0.0 <= p[0] && p[0] <= p[1] && p[1] <= p[2] && p[2] <= 1.0,
-        "{p:?}"
-    );
+    assert!(0.0 <= p[0] && p[0] <= p[1] && p[1] <= p[2] && p[2] <= 1.0, "{p:?}");
     let shares: f64 = score.modes.iter().map(|mode| mode.share).sum();
     assert!((shares - 1.0).abs() < 1e-9, "{shares}");
     let of_modes: f64 = score.modes.iter().map(|mode| mode.probability).sum();
-    let worst = score
-        .modes
-        .iter()
-        .map(|mode| mode.probability)
-        .fold(0.0, f64::max);
+    let worst = score.modes.iter().map(|mode| mode.probability).fold(0.0, f64::max);
     assert!(worst <= p[1] + 1e-9 && p[1] <= of_modes + 1e-9);
 }
 
@@ -39,18 +32,9 @@ fn the_interval_contains_the_score_and_shares_sum_to_1_whatever_happens() {
         let mut cluster = Cluster::new(seed, 3);
         for second in 0..900_u32 {
             let fault = match second / 100 {
-                3 => Fault {
-                    added_us: 9_000.0,
-                    ..Fault::default()
-                },
-                5 => Fault {
-                    added_us: 200_000.0,
-                    ..Fault::default()
-                },
-                6 => Fault {
-                    errors: u64::from(second % 7 == 0),
-                    ..Fault::default()
-                },
+                3 => Fault { added_us: 9_000.0, ..Fault::default() },
+                5 => Fault { added_us: 200_000.0, ..Fault::default() },
+                6 => Fault { errors: u64::from(second % 7 == 0), ..Fault::default() },
                 _ => Fault::default(),
             };
             let load = if second / 100 == 7 { IDLE } else { ORDINARY };
@@ -70,10 +54,7 @@ fn a_burst_of_errors_makes_the_error_mode_dominate() {
     }
     let before = cluster.score(1);
     assert_eq!(before.mode, None);
-    let fault = Fault {
-        errors: 4,
-        ..Fault::default()
-    };
+    let fault = Fault { errors: 4, ..Fault::default() };
     for _ in 0..3 {
         cluster.second(&ORDINARY, &fault);
     }
@@ -93,19 +74,10 @@ fn more_errors_never_lower_the_score() {
         let mut cluster = Cluster::new(11, 3);
         for second in 0..60 {
             let errors = if second == 50 { errors } else { 0 };
-            cluster.second(
-                &ORDINARY,
-                &Fault {
-                    errors,
-                    ..Fault::default()
-                },
-            );
+            cluster.second(&ORDINARY, &Fault { errors, ..Fault::default() });
         }
         let score = cluster.score(1).score.expect("known");
-        assert!(
-            score >= last,
-            "{errors} errors gave {score}, fewer gave {last}"
-        );
+        assert!(score >= last, "{errors} errors gave {score}, fewer gave {last}");
         last = score;
     }
     assert!(last > 90.0);
@@ -136,10 +108,7 @@ fn nothing_is_said_before_ten_samples() {
 #[test]
 fn an_emptied_slow_server_fades_into_unknown_and_never_jumps_to_0() {
     let mut cluster = Cluster::new(5, 3);
-    let slow = Fault {
-        added_us: 80_000.0,
-        ..Fault::default()
-    };
+    let slow = Fault { added_us: 80_000.0, ..Fault::default() };
     for _ in 0..120 {
         cluster.second(&ORDINARY, &Fault::default());
     }
@@ -178,20 +147,13 @@ fn silent_telemetry_is_unknown_at_once() {
 #[test]
 fn another_series_starts_from_nothing() {
     let mut cluster = Cluster::new(5, 3);
-    let broken = Fault {
-        errors: 10,
-        ..Fault::default()
-    };
+    let broken = Fault { errors: 10, ..Fault::default() };
     for _ in 0..60 {
         cluster.second(&ORDINARY, &broken);
     }
     assert!(cluster.score(1).score.expect("known") > 90.0);
     let at_s = cluster.now_s + 1;
-    cluster.pfm(1).observe(Sample {
-        at_s,
-        series: 2,
-        ..Sample::default()
-    });
+    cluster.pfm(1).observe(Sample { at_s, series: 2, ..Sample::default() });
     assert_eq!(cluster.pfm(1).score(at_s).score, None);
 }
 
@@ -199,31 +161,15 @@ fn another_series_starts_from_nothing() {
 fn a_cured_server_is_released_after_the_hold_and_not_before() {
     let mut pfm = Pfm::new(Config {
         server: 1,
-        release: ReleasePolicy {
-            hold_s: 60,
-            ..ReleasePolicy::default()
-        },
+        release: ReleasePolicy { hold_s: 60, ..ReleasePolicy::default() },
         ..Config::default()
     });
     let mut left = Vec::new();
     for at_s in 0..400 {
-        let p50_us = if (100..160).contains(&at_s) {
-            80_300
-        } else {
-            300
-        };
-        let reads = pfm::LatencyBucketSummary {
-            count: 100,
-            p50_us,
-            p99_us: p50_us,
-            mean_us: p50_us,
-        };
-        pfm.observe(Sample {
-            at_s,
-            reads,
-            bytes_read: 409_600,
-            ..Sample::default()
-        });
+        let p50_us = if (100..160).contains(&at_s) { 80_300 } else { 300 };
+        let reads =
+            pfm::LatencyBucketSummary { count: 100, p50_us, p99_us: p50_us, mean_us: p50_us };
+        pfm.observe(Sample { at_s, reads, bytes_read: 409_600, ..Sample::default() });
         for server in 2..4 {
             pfm.observe_peer(PeerSummary {
                 server,
@@ -246,11 +192,7 @@ fn a_cured_server_is_released_after_the_hold_and_not_before() {
         left.push((score.score.unwrap_or(0.0), score.band));
     }
     assert!(left[159].1 >= Band::Shift, "{:?}", left[159]);
-    assert!(
-        left[200].0 < 35.0 && left[200].1 >= Band::Shift,
-        "{:?}",
-        left[200]
-    );
+    assert!(left[200].0 < 35.0 && left[200].1 >= Band::Shift, "{:?}", left[200]);
     assert_eq!(left[399].1, Band::Quiet);
     assert_eq!(pfm.history(300).len(), 100);
 }
@@ -259,23 +201,13 @@ fn a_cured_server_is_released_after_the_hold_and_not_before() {
 fn the_json_is_the_contracts() {
     let mut cluster = Cluster::new(9, 3);
     let unknown = serde_json::to_value(cluster.score(1)).expect("a score is JSON");
-    for name in [
-        "score",
-        "score_low",
-        "score_high",
-        "probability",
-        "mode",
-        "eta_s",
-    ] {
+    for name in ["score", "score_low", "score_high", "probability", "mode", "eta_s"] {
         assert!(unknown[name].is_null(), "{name}: {unknown}");
     }
     for _ in 0..120 {
         cluster.second(&ORDINARY, &Fault::default());
     }
-    let slow = Fault {
-        added_us: 80_000.0,
-        ..Fault::default()
-    };
+    let slow = Fault { added_us: 80_000.0, ..Fault::default() };
     for _ in 0..60 {
         cluster.second(&ORDINARY, &slow);
     }

@@ -7,11 +7,7 @@ mod contract;
 
 use cluster::{Cluster, Fault, HEAVY, IDLE, LIGHT, Load, ORDINARY, SPINNING};
 
-const ADDED_80_MS: Fault = Fault {
-    added_us: 80_000.0,
-    times: 0.0,
-    errors: 0,
-};
+const ADDED_80_MS: Fault = Fault { added_us: 80_000.0, times: 0.0, errors: 0 };
 
 /// An hour of a healthy cluster: 20 minutes of each load, a minute of tenfold slowness for all,
 /// an idle gap. Returns the highest score of any server.
@@ -105,10 +101,7 @@ fn seconds_to(
             cluster.second(load, fault);
             for id in 2..=usize::try_from(servers).expect("few servers") {
                 let other = cluster.score(id).score.unwrap_or(0.0);
-                assert!(
-                    other < 50.0,
-                    "seed {seed}: healthy server {id} at {other:.1}"
-                );
+                assert!(other < 50.0, "seed {seed}: healthy server {id} at {other:.1}");
             }
             let score = cluster.score(1).score.unwrap_or(0.0);
             if score >= threshold && found.is_none() {
@@ -144,10 +137,7 @@ fn eighty_ms_more_on_one_server_crosses_70_within_45_s() {
 
 #[test]
 fn five_ms_more_crosses_50_within_three_minutes_and_70_within_ten() {
-    let fault = Fault {
-        added_us: 5_000.0,
-        ..Fault::default()
-    };
+    let fault = Fault { added_us: 5_000.0, ..Fault::default() };
     let all = seconds_to(50.0, 3, &ORDINARY, &fault, 180, 0..40);
     assert!(all.iter().flatten().count() >= 36, "{}", told(&all));
     let all = seconds_to(70.0, 3, &ORDINARY, &fault, 600, 0..40);
@@ -158,10 +148,7 @@ fn five_ms_more_crosses_50_within_three_minutes_and_70_within_ten() {
 // is little more than that. 62 of 100 when this was written.
 #[test]
 fn twice_as_slow_as_five_ms_crosses_50_within_two_minutes_in_most_runs() {
-    let fault = Fault {
-        times: 2.0,
-        ..Fault::default()
-    };
+    let fault = Fault { times: 2.0, ..Fault::default() };
     let all = seconds_to(50.0, 4, &SPINNING, &fault, 120, 0..100);
     assert!(all.iter().flatten().count() >= 55, "{}", told(&all));
 }

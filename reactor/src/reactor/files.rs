@@ -39,25 +39,13 @@ impl Reactor {
     /// # Panics
     /// When the file was removed; so do the other operations.
     pub fn read(&mut self, file: FileId, offset_bytes: u64, buffer: Buffer, token: u64) {
-        let read = Read {
-            file: self.file(file),
-            offset_bytes,
-            buffer,
-            done: 0,
-            token,
-        };
+        let read = Read { file: self.file(file), offset_bytes, buffer, done: 0, token };
         self.ring.start(Operation::Read(read));
     }
 
     /// Writes all of `data`. `Event::Wrote` follows.
     pub fn write(&mut self, file: FileId, offset_bytes: u64, data: SharedBuffer, token: u64) {
-        let write = Write {
-            file: self.file(file),
-            offset_bytes,
-            data,
-            done: 0,
-            token,
-        };
+        let write = Write { file: self.file(file), offset_bytes, data, done: 0, token };
         self.ring.start(Operation::Write(write));
     }
 
@@ -94,11 +82,7 @@ impl Reactor {
 
     fn sync(&mut self, file: FileId, data_only: bool, token: u64) {
         let file = self.file(file);
-        self.ring.start(Operation::Sync {
-            file,
-            data_only,
-            token,
-        });
+        self.ring.start(Operation::Sync { file, data_only, token });
     }
 
     /// Reserves, frees or zeroes a range of the file. `Event::Allocated` follows.
@@ -111,13 +95,7 @@ impl Reactor {
         token: u64,
     ) {
         let file = self.file(file);
-        self.ring.start(Operation::Allocate {
-            file,
-            mode,
-            offset_bytes,
-            len_bytes,
-            token,
-        });
+        self.ring.start(Operation::Allocate { file, mode, offset_bytes, len_bytes, token });
     }
 
     pub(super) fn read_ended(
@@ -140,11 +118,7 @@ impl Reactor {
             Step::More | Step::End => Ok(read.done),
             Step::Failed(error) => Err(error),
         };
-        events.push(Event::Read {
-            token: read.token,
-            buffer: read.buffer,
-            result,
-        });
+        events.push(Event::Read { token: read.token, buffer: read.buffer, result });
     }
 
     pub(super) fn write_ended(

@@ -36,10 +36,9 @@ impl Reactor {
         // io_uring answers EAGAIN at once on a socket that does not block, instead of waiting.
         (SockRef::from(&socket).set_nonblocking(false))
             .map_err(|source| ReactorError::Listen { source })?;
-        let listener = ListenerId(self.listeners.insert(Listener {
-            socket: Rc::new(socket),
-            accepting: None,
-        }));
+        let listener = ListenerId(
+            self.listeners.insert(Listener { socket: Rc::new(socket), accepting: None }),
+        );
         self.accept_again(listener);
         Ok(listener)
     }
@@ -47,10 +46,8 @@ impl Reactor {
     /// Stops accepting and closes the socket. A connection being accepted at this moment is
     /// closed. Does nothing for a listener that is gone.
     pub fn stop_listening(&mut self, listener: ListenerId) {
-        if let Some(Listener {
-            socket: _,
-            accepting: Some(key),
-        }) = self.listeners.remove(listener.0)
+        if let Some(Listener { socket: _, accepting: Some(key) }) =
+            self.listeners.remove(listener.0)
         {
             self.ring.cancel(key);
         }
@@ -61,10 +58,11 @@ impl Reactor {
             return;
         };
         if listener.accepting.is_none() {
-            listener.accepting = Some(self.ring.start(Operation::Accept {
-                listener: id,
-                socket: Rc::clone(&listener.socket),
-            }));
+            listener.accepting =
+                Some(self.ring.start(Operation::Accept {
+                    listener: id,
+                    socket: Rc::clone(&listener.socket),
+                }));
         }
     }
 
@@ -83,20 +81,14 @@ impl Reactor {
         }
         let wait = match result {
             Ok(socket) => {
-                events.push(Event::Accepted {
-                    listener: id,
-                    socket,
-                });
+                events.push(Event::Accepted { listener: id, socket });
                 false
             }
             Err(error) => match Errno::from_io_error(&error) {
                 // The peer gave up before we came, or a signal did: the next may do better.
                 Some(Errno::CONNABORTED | Errno::INTR | Errno::AGAIN) => false,
                 Some(_) | None => {
-                    events.push(Event::AcceptFailed {
-                        listener: id,
-                        error,
-                    });
+                    events.push(Event::AcceptFailed { listener: id, error });
                     true
                 }
             },

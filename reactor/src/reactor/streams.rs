@@ -41,10 +41,7 @@ impl Reactor {
     /// # Errors
     /// When there is no descriptor for it, or a unix path is too long.
     pub fn connect(&mut self, address: &Address) -> Result<StreamId> {
-        let failed = |source| ReactorError::Connect {
-            address: address.clone(),
-            source,
-        };
+        let failed = |source| ReactorError::Connect { address: address.clone(), source };
         let sock_addr = address.to_sock_addr().map_err(failed)?;
         let socket = Socket::new(address.domain(), Type::STREAM.cloexec(), None).map_err(failed)?;
         tune(&SockRef::from(&socket));
@@ -91,16 +88,10 @@ impl Reactor {
     /// buffer, up to 64 MiB; then nothing is received until some is consumed.
     pub fn inbox(&mut self, stream: StreamId) -> &[u8] {
         match self.streams.get(stream.0) {
-            Some(Stream {
-                ending: Ending::No,
-                inbox: Some(inbox),
-                ..
-            }) => inbox.bytes(),
-            Some(Stream {
-                ending: Ending::No,
-                receiving: Some(key),
-                ..
-            }) => self.ring.inbox_bytes(*key),
+            Some(Stream { ending: Ending::No, inbox: Some(inbox), .. }) => inbox.bytes(),
+            Some(Stream { ending: Ending::No, receiving: Some(key), .. }) => {
+                self.ring.inbox_bytes(*key)
+            }
             Some(_) | None => &[],
         }
     }
@@ -192,11 +183,7 @@ impl Reactor {
             return;
         };
         let now = boot_time();
-        open.ending = Ending::Linger {
-            progress_at: now,
-            finished: false,
-            peer_finished: false,
-        };
+        open.ending = Ending::Linger { progress_at: now, finished: false, peer_finished: false };
         open.fill = None;
         open.filling = false;
         self.timers.set(now + LINGER, Due::GiveUp(stream));

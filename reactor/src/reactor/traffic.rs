@@ -59,11 +59,7 @@ impl Reactor {
                     self.released(id, events);
                 }
             }
-            Ending::Linger {
-                progress_at,
-                finished,
-                peer_finished,
-            } => {
+            Ending::Linger { progress_at, finished, peer_finished } => {
                 if stream.outbox.is_empty() && !finished {
                     // To close with bytes of the peer unread would be a reset, which may
                     // overtake our last bytes. So say that we are done, and read on until the
@@ -72,11 +68,7 @@ impl Reactor {
                     if peer_finished || told.is_err() {
                         return self.discard(id);
                     }
-                    stream.ending = Ending::Linger {
-                        progress_at,
-                        finished: true,
-                        peer_finished,
-                    };
+                    stream.ending = Ending::Linger { progress_at, finished: true, peer_finished };
                 }
                 if !peer_finished {
                     self.start_receive(id);
@@ -271,12 +263,7 @@ impl Reactor {
 
     fn released(&mut self, id: StreamId, events: &mut Vec<Event>) {
         let stream = self.streams.remove(id.0).expect("asked of a stream");
-        let Stream {
-            socket,
-            inbox,
-            fill,
-            ..
-        } = stream;
+        let Stream { socket, inbox, fill, .. } = stream;
         let mut rest = Vec::new();
         if let Some(fill) = fill {
             rest.extend_from_slice(fill.so_far());
@@ -284,11 +271,7 @@ impl Reactor {
         rest.extend_from_slice(inbox.expect("no receive is in flight").bytes());
         let socket: OwnedFd =
             Rc::into_inner(socket).expect("what is not in flight holds no socket");
-        events.push(Event::Released {
-            stream: id,
-            socket,
-            rest,
-        });
+        events.push(Event::Released { stream: id, socket, rest });
     }
 
     /// A closing stream's time is up, unless its peer took bytes since it was measured.

@@ -19,11 +19,8 @@ pub fn reactor() -> Reactor {
 
 /// A reactor whose queue and inboxes are so small that they run full all the time.
 pub fn cramped_reactor() -> Reactor {
-    Reactor::new(&ReactorConfig {
-        entries: 2,
-        receive_buffer_bytes: 4096,
-    })
-    .expect("this kernel has io_uring")
+    Reactor::new(&ReactorConfig { entries: 2, receive_buffer_bytes: 4096 })
+        .expect("this kernel has io_uring")
 }
 
 pub fn any_port() -> Address {
@@ -35,9 +32,7 @@ pub fn until(reactor: &mut Reactor, mut seen: impl FnMut(&mut Reactor, Event) ->
     let deadline = Instant::now() + PATIENCE;
     let mut events = Vec::new();
     loop {
-        reactor
-            .turn(Some(Duration::from_millis(100)), &mut events)
-            .expect("the ring works");
+        reactor.turn(Some(Duration::from_millis(100)), &mut events).expect("the ring works");
         let mut done = false;
         for event in events.drain(..) {
             done |= seen(reactor, event);
@@ -54,9 +49,7 @@ pub fn during(reactor: &mut Reactor, time: Duration) -> Vec<Event> {
     let deadline = Instant::now() + time;
     let mut events = Vec::new();
     while Instant::now() < deadline {
-        reactor
-            .turn(Some(Duration::from_millis(5)), &mut events)
-            .expect("the ring works");
+        reactor.turn(Some(Duration::from_millis(5)), &mut events).expect("the ring works");
     }
     events
 }
@@ -68,9 +61,7 @@ pub fn tcp_pair(reactor: &mut Reactor) -> (StreamId, TcpStream) {
         panic!("tcp became {address}");
     };
     let peer = TcpStream::connect(address).expect("it listens");
-    let (ours, _) = std::net::TcpListener::from(listener)
-        .accept()
-        .expect("somebody connected");
+    let (ours, _) = std::net::TcpListener::from(listener).accept().expect("somebody connected");
     (reactor.adopt(OwnedFd::from(ours)), peer)
 }
 
@@ -90,10 +81,8 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).expect("31 bits") % bound
     }
 

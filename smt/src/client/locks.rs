@@ -29,12 +29,7 @@ impl RangeLocks {
         for entry in &self.entries {
             waits_for += u32::from(entry.first < end && first < entry.end);
         }
-        self.entries.push(Entry {
-            op,
-            first,
-            end,
-            waits_for,
-        });
+        self.entries.push(Entry { op, first, end, waits_for });
         waits_for == 0
     }
 
@@ -75,10 +70,7 @@ mod tests {
         assert!(locks.enter(OpId(1), 0, 10));
         assert!(!locks.enter(OpId(2), 5, 15));
         assert!(!locks.enter(OpId(3), 9, 10));
-        assert!(
-            !locks.enter(OpId(4), 12, 20),
-            "behind 2, though 1 does not touch it"
-        );
+        assert!(!locks.enter(OpId(4), 12, 20), "behind 2, though 1 does not touch it");
         assert_eq!(leave(&mut locks, 1), [2]);
         assert_eq!(leave(&mut locks, 2), [3, 4]);
         assert_eq!(leave(&mut locks, 3), []);

@@ -128,22 +128,14 @@ impl<P: Payload> Client<P> {
                 self.on_link_up(now, server, session, actions)
             }
             ClientEvent::LinkDown { server, session } => self.on_link_down(server, session),
-            ClientEvent::Reply {
-                server,
-                session,
-                reply,
-            } => {
+            ClientEvent::Reply { server, session, reply } => {
                 self.on_reply(now, server, session, reply, actions);
             }
             ClientEvent::Delta(delta) => self.on_delta(now, &delta, actions),
             ClientEvent::Submit { op, request } => self.submit(now, op, request, actions),
             ClientEvent::Merged { op, data } => self.merged(now, op, data, actions),
             ClientEvent::Release { op } => {
-                if self
-                    .ops
-                    .get(&op)
-                    .is_some_and(|held| matches!(held.kind, Kind::Hold))
-                {
+                if self.ops.get(&op).is_some_and(|held| matches!(held.kind, Kind::Hold)) {
                     self.ops.remove(&op);
                     self.unlock(now, op, actions);
                 }
@@ -210,11 +202,7 @@ impl<P: Payload> Client<P> {
         session: Session,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        if self
-            .links
-            .get(&server)
-            .is_some_and(|&known| known >= session)
-        {
+        if self.links.get(&server).is_some_and(|&known| known >= session) {
             return;
         }
         if let Some(old) = self.links.get(&server).copied() {
@@ -272,10 +260,7 @@ impl<P: Payload> Client<P> {
         request: VolumeRequest<P>,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        assert!(
-            !self.ops.contains_key(&op),
-            "operation {op} is in flight already"
-        );
+        assert!(!self.ops.contains_key(&op), "operation {op} is in flight already");
         let (first, count, changes) = match &request {
             VolumeRequest::Read { first_block, count } => (*first_block, u64::from(*count), false),
             VolumeRequest::Write { first_block, data } => {
@@ -285,9 +270,7 @@ impl<P: Payload> Client<P> {
             VolumeRequest::Hold { first_block, count } => (*first_block, u64::from(*count), true),
             VolumeRequest::Flush => return self.submit_flush(now, op, actions),
         };
-        let end = first
-            .checked_add(count)
-            .filter(|&end| end <= self.routes.size_blocks);
+        let end = first.checked_add(count).filter(|&end| end <= self.routes.size_blocks);
         let refusal = match end {
             _ if self.dead.is_some() => self.dead,
             _ if changes && self.read_only => Some(ClientError::ReadOnly),
@@ -296,10 +279,7 @@ impl<P: Payload> Client<P> {
             Some(_) => None,
         };
         if let Some(error) = refusal {
-            actions.push(ClientAction::Complete {
-                op,
-                result: OpResult::Failed(error),
-            });
+            actions.push(ClientAction::Complete { op, result: OpResult::Failed(error) });
             return;
         }
         let end = first + count;
@@ -308,20 +288,9 @@ impl<P: Payload> Client<P> {
             VolumeRequest::Write { first_block, data } => Kind::Write { first_block, data },
             VolumeRequest::Zero { .. } => Kind::Zero,
             VolumeRequest::Hold { .. } => Kind::Hold,
-            VolumeRequest::Flush => Kind::Flush {
-                segments: Vec::new(),
-            },
+            VolumeRequest::Flush => Kind::Flush { segments: Vec::new() },
         };
-        self.ops.insert(
-            op,
-            Op {
-                kind,
-                next: first,
-                end,
-                pieces: 0,
-                failed: None,
-            },
-        );
+        self.ops.insert(op, Op { kind, next: first, end, pieces: 0, failed: None });
         let locked = changes && self.settings.overlap_lock;
         if !locked || self.locks.enter(op, first, end) {
             self.start(now, op, actions);
@@ -330,32 +299,17 @@ impl<P: Payload> Client<P> {
 
     fn submit_flush(&mut self, now: Tick, op: OpId, actions: &mut Vec<ClientAction<P>>) {
         if let Some(error) = self.dead {
-            actions.push(ClientAction::Complete {
-                op,
-                result: OpResult::Failed(error),
-            });
+            actions.push(ClientAction::Complete { op, result: OpResult::Failed(error) });
             return;
         }
         let segments = self.routes.dirty();
         if segments.is_empty() {
-            actions.push(ClientAction::Complete {
-                op,
-                result: OpResult::Done,
-            });
+            actions.push(ClientAction::Complete { op, result: OpResult::Done });
             return;
         }
         let end = u64::try_from(segments.len()).expect("a volume has at most 2^20 segments");
         let kind = Kind::Flush { segments };
-        self.ops.insert(
-            op,
-            Op {
-                kind,
-                next: 0,
-                end,
-                pieces: 0,
-                failed: None,
-            },
-        );
+        self.ops.insert(op, Op { kind, next: 0, end, pieces: 0, failed: None });
         self.start(now, op, actions);
     }
 
@@ -364,20 +318,14 @@ impl<P: Payload> Client<P> {
         let Some(held) = self.ops.get_mut(&op) else {
             return;
         };
-        assert!(
-            matches!(held.kind, Kind::Hold),
-            "operation {op} holds nothing to merge into"
-        );
+        assert!(matches!(held.kind, Kind::Hold), "operation {op} holds nothing to merge into");
         assert!(
             held.end - held.next == u64::from(data.blocks()),
             "operation {op} holds {} blocks, not {}",
             held.end - held.next,
             data.blocks()
         );
-        held.kind = Kind::Write {
-            first_block: held.next,
-            data,
-        };
+        held.kind = Kind::Write { first_block: held.next, data };
         self.start(now, op, actions);
     }
 
@@ -405,28 +353,17 @@ impl<P: Payload> Client<P> {
             let body = match &mut op.kind {
                 Kind::Read { runs } => {
                     runs.push((place, None));
-                    Body::Read {
-                        run: runs.len() - 1,
-                    }
+                    Body::Read { run: runs.len() - 1 }
                 }
                 Kind::Write { first_block, data } => {
                     let skip = u32::try_from(place - *first_block).expect("inside a payload");
-                    Body::Write {
-                        data: data.slice(skip, range.count),
-                        sums: Sums::new(),
-                    }
+                    Body::Write { data: data.slice(skip, range.count), sums: Sums::new() }
                 }
                 Kind::Zero => Body::Zero,
-                Kind::Flush { .. } => Body::Flush {
-                    mark: self.routes.mark(index),
-                },
+                Kind::Flush { .. } => Body::Flush { mark: self.routes.mark(index) },
                 Kind::Hold => return,
             };
-            op.next += if range.is_empty() {
-                1
-            } else {
-                u64::from(range.count)
-            };
+            op.next += if range.is_empty() { 1 } else { u64::from(range.count) };
             op.pieces += 1;
             self.last_piece = self.last_piece.next();
             let piece = Piece {
@@ -516,9 +453,7 @@ impl<P: Payload> Client<P> {
         let result = match (op.failed, op.kind) {
             (Some(error), _) => OpResult::Failed(error),
             (None, Kind::Read { runs }) => OpResult::Data(
-                runs.into_iter()
-                    .filter_map(|(first, data)| Some((first, data?)))
-                    .collect(),
+                runs.into_iter().filter_map(|(first, data)| Some((first, data?))).collect(),
             ),
             (None, Kind::Write { .. } | Kind::Zero | Kind::Flush { .. } | Kind::Hold) => {
                 OpResult::Done
@@ -547,10 +482,7 @@ impl<P: Payload> Client<P> {
         self.rests.clear();
         self.locks.clear();
         for (op, _) in std::mem::take(&mut self.ops) {
-            actions.push(ClientAction::Complete {
-                op,
-                result: OpResult::Failed(error),
-            });
+            actions.push(ClientAction::Complete { op, result: OpResult::Failed(error) });
         }
     }
 }

@@ -104,21 +104,13 @@ impl<P: Payload> Client<P> {
                 if sums.is_empty() {
                     *sums = sums_of(data, route.segment, range.first);
                 }
-                RequestBody::Write {
-                    range,
-                    data: data.clone(),
-                    sums: sums.clone(),
-                }
+                RequestBody::Write { range, data: data.clone(), sums: sums.clone() }
             }
             Body::Zero => RequestBody::Zero { range },
             Body::Flush { .. } => RequestBody::Flush,
         };
         piece.state = State::Sent { at: now };
-        piece.asked = Some(Asked {
-            server: route.primary,
-            session,
-            copies,
-        });
+        piece.asked = Some(Asked { server: route.primary, session, copies });
         piece.epoch = route.epoch;
         piece.sent = true;
         actions.push(ClientAction::Send {
@@ -159,12 +151,8 @@ impl<P: Payload> Client<P> {
         which: impl Fn(&Piece<P>) -> bool,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        let ids: Vec<OpId> = self
-            .pieces
-            .iter()
-            .filter(|(_, piece)| which(piece))
-            .map(|(&id, _)| id)
-            .collect();
+        let ids: Vec<OpId> =
+            self.pieces.iter().filter(|(_, piece)| which(piece)).map(|(&id, _)| id).collect();
         for id in ids {
             self.send(now, id, actions);
         }
@@ -179,11 +167,7 @@ impl<P: Payload> Client<P> {
         primary: ServerId,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        for piece in self
-            .pieces
-            .values_mut()
-            .filter(|piece| piece.index == index)
-        {
+        for piece in self.pieces.values_mut().filter(|piece| piece.index == index) {
             piece.refusals = 0;
         }
         let goes_on = |piece: &Piece<P>| {
@@ -231,9 +215,7 @@ impl<P: Payload> Client<P> {
 
     /// Asks for the map if that is wanted, and not too often.
     pub(super) fn pull(&mut self, now: Tick, actions: &mut Vec<ClientAction<P>>) {
-        let rested = self
-            .pulled_at
-            .is_none_or(|at| now.since(at) >= self.settings.pull_every_ns);
+        let rested = self.pulled_at.is_none_or(|at| now.since(at) >= self.settings.pull_every_ns);
         if self.pull_wanted && rested {
             self.pull_wanted = false;
             self.pulled_at = Some(now);

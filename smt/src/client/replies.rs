@@ -17,18 +17,11 @@ impl<P: Payload> Client<P> {
         reply: ClientReply<P>,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        let ClientReply {
-            op: id,
-            segment,
-            body,
-        } = reply;
+        let ClientReply { op: id, segment, body } = reply;
         let Some(piece) = self.pieces.get_mut(&id) else {
             return;
         };
-        let known = self
-            .routes
-            .get(piece.index)
-            .is_some_and(|route| route.segment == segment);
+        let known = self.routes.get(piece.index).is_some_and(|route| route.segment == segment);
         let Some(asked) = &mut piece.asked else {
             return;
         };
@@ -116,10 +109,8 @@ impl<P: Payload> Client<P> {
         error: ClientError,
         actions: &mut Vec<ClientAction<P>>,
     ) {
-        let is_read = self
-            .pieces
-            .get(&id)
-            .is_some_and(|piece| matches!(piece.body, Body::Read { .. }));
+        let is_read =
+            self.pieces.get(&id).is_some_and(|piece| matches!(piece.body, Body::Read { .. }));
         if is_read || copies == 0 {
             self.end_piece(now, id, Err(error), actions);
         }

@@ -24,11 +24,7 @@ struct Place {
     flushed: u64,
 }
 
-const UNKNOWN: Place = Place {
-    route: None,
-    written: 1,
-    flushed: 0,
-};
+const UNKNOWN: Place = Place { route: None, written: 1, flushed: 0 };
 
 #[derive(Debug)]
 pub(super) struct Routes {
@@ -48,13 +44,8 @@ impl Routes {
         size_blocks: u64,
         segment_blocks: u32,
     ) -> Option<Routes> {
-        let mut routes = Routes {
-            volume,
-            version,
-            size_blocks: 0,
-            segment_blocks,
-            places: Vec::new(),
-        };
+        let mut routes =
+            Routes { volume, version, size_blocks: 0, segment_blocks, places: Vec::new() };
         routes.resize(size_blocks).then_some(routes)
     }
 
@@ -82,9 +73,7 @@ impl Routes {
         if config.volume != self.volume {
             return false;
         }
-        let Some(place) = usize::try_from(config.index)
-            .ok()
-            .and_then(|i| self.places.get_mut(i))
+        let Some(place) = usize::try_from(config.index).ok().and_then(|i| self.places.get_mut(i))
         else {
             return false;
         };
@@ -126,11 +115,7 @@ impl Routes {
 
     /// The segments that a flush has to reach.
     pub(super) fn dirty(&self) -> Vec<u32> {
-        (0..)
-            .zip(&self.places)
-            .filter(|(_, p)| p.written > p.flushed)
-            .map(|(i, _)| i)
-            .collect()
+        (0..).zip(&self.places).filter(|(_, p)| p.written > p.flushed).map(|(i, _)| i).collect()
     }
 
     /// A write of the segment was completed.
@@ -157,8 +142,6 @@ impl Routes {
     }
 
     fn place_mut(&mut self, index: u32) -> Option<&mut Place> {
-        usize::try_from(index)
-            .ok()
-            .and_then(|i| self.places.get_mut(i))
+        usize::try_from(index).ok().and_then(|i| self.places.get_mut(i))
     }
 }

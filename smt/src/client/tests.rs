@@ -30,10 +30,7 @@ impl Payload for Blocks {
 
     fn sum(&self, index: u32, segment: SegmentId, block: u32) -> u64 {
         let value = self.0[usize::try_from(index).expect("small")];
-        let mixed = value
-            .wrapping_mul(31)
-            .wrapping_add(segment.0)
-            .wrapping_mul(31);
+        let mixed = value.wrapping_mul(31).wrapping_add(segment.0).wrapping_mul(31);
         mixed.wrapping_add(u64::from(block)) | 1 << 63
     }
 
@@ -59,19 +56,12 @@ pub(super) fn config(id: u64, epoch: u64, primary: u64) -> SegmentConfig {
         index: u32::try_from(id - 1).expect("small"),
         epoch: Epoch(epoch),
         primary: ServerId(primary),
-        members: vec![Member {
-            server: ServerId(primary),
-            incarnation: Incarnation(1),
-        }],
+        members: vec![Member { server: ServerId(primary), incarnation: Incarnation(1) }],
         joining: None,
         transfer: None,
         replicas: 2,
         active: Epoch(1),
-        geometry: Geometry {
-            segment_blocks: SEGMENT_BLOCKS,
-            chunk_blocks: 4,
-            region_blocks: 4,
-        },
+        geometry: Geometry { segment_blocks: SEGMENT_BLOCKS, chunk_blocks: 4, region_blocks: 4 },
     }
 }
 
@@ -102,21 +92,12 @@ impl Bench {
             version: MapVersion(10),
             size_blocks: 4 * u64::from(SEGMENT_BLOCKS),
             segment_blocks: SEGMENT_BLOCKS,
-            configs: vec![
-                config(1, 1, 1),
-                config(2, 1, 2),
-                config(3, 1, 1),
-                config(4, 1, 2),
-            ],
+            configs: vec![config(1, 1, 1), config(2, 1, 2), config(3, 1, 1), config(4, 1, 2)],
             writer: 7,
             read_only,
         };
         let client = Client::new(volume, settings).expect("a volume that can be");
-        Bench {
-            client,
-            now: Tick(1_000 * MS),
-            actions: Vec::new(),
-        }
+        Bench { client, now: Tick(1_000 * MS), actions: Vec::new() }
     }
 
     pub fn handle(&mut self, event: ClientEvent<Blocks>) {
@@ -124,34 +105,19 @@ impl Bench {
     }
 
     pub fn up(&mut self, server: u64, session: u64) {
-        self.handle(ClientEvent::LinkUp {
-            server: ServerId(server),
-            session: Session(session),
-        });
+        self.handle(ClientEvent::LinkUp { server: ServerId(server), session: Session(session) });
     }
 
     pub fn down(&mut self, server: u64, session: u64) {
-        self.handle(ClientEvent::LinkDown {
-            server: ServerId(server),
-            session: Session(session),
-        });
+        self.handle(ClientEvent::LinkDown { server: ServerId(server), session: Session(session) });
     }
 
     pub fn submit(&mut self, op: u64, request: VolumeRequest<Blocks>) {
-        self.handle(ClientEvent::Submit {
-            op: OpId(op),
-            request,
-        });
+        self.handle(ClientEvent::Submit { op: OpId(op), request });
     }
 
     pub fn write(&mut self, op: u64, first_block: u64, values: &[u64]) {
-        self.submit(
-            op,
-            VolumeRequest::Write {
-                first_block,
-                data: Blocks(values.to_vec()),
-            },
-        );
+        self.submit(op, VolumeRequest::Write { first_block, data: Blocks(values.to_vec()) });
     }
 
     pub fn read(&mut self, op: u64, first_block: u64, count: u32) {
@@ -163,10 +129,7 @@ impl Bench {
         let until = self.now.after(ms * MS);
         while self.now < until {
             let step = until.min(self.now.after(10 * MS));
-            self.now = self
-                .client
-                .next_wake()
-                .map_or(step, |wake| wake.max(self.now).min(step));
+            self.now = self.client.next_wake().map_or(step, |wake| wake.max(self.now).min(step));
             self.handle(ClientEvent::Tick);
             if self.now < step {
                 self.now = self.now.after(1);
@@ -179,11 +142,7 @@ impl Bench {
         self.actions
             .drain(..)
             .map(|action| match action {
-                ClientAction::Send {
-                    server,
-                    session,
-                    request,
-                } => (server.0, session.0, request),
+                ClientAction::Send { server, session, request } => (server.0, session.0, request),
                 other => panic!("not a send: {other:?}"),
             })
             .collect()
@@ -210,11 +169,7 @@ impl Bench {
         self.handle(ClientEvent::Reply {
             server: ServerId(*server),
             session: Session(*session),
-            reply: ClientReply {
-                op: request.op,
-                segment: request.segment,
-                body,
-            },
+            reply: ClientReply { op: request.op, segment: request.segment, body },
         });
     }
 
@@ -241,10 +196,7 @@ impl Bench {
 }
 
 pub(super) fn complete(op: u64, result: OpResult<Blocks>) -> ClientAction<Blocks> {
-    ClientAction::Complete {
-        op: OpId(op),
-        result,
-    }
+    ClientAction::Complete { op: OpId(op), result }
 }
 
 pub(super) fn done(op: u64) -> ClientAction<Blocks> {
@@ -257,9 +209,7 @@ pub(super) fn failed(op: u64, error: ClientError) -> ClientAction<Blocks> {
 
 /// What a server that holds `values` there answers to a read.
 pub(super) fn data(request: &Request, values: &[u64]) -> ReplyBody<Blocks> {
-    let RequestBody::Read { range } = request.body else {
-        panic!("not a read: {request:?}")
-    };
+    let RequestBody::Read { range } = request.body else { panic!("not a read: {request:?}") };
     let data = Blocks(values.to_vec());
     let sums = sums_of(&data, request.segment, range.first);
     ReplyBody::Data { data, sums }

@@ -76,9 +76,15 @@ pub enum ClientEvent<P> {
     /// Time passed: at [`super::Client::next_wake`], or every 10 to 50 ms.
     Tick,
     /// A connection to `server` is up and has said hello under `session`, higher each time (C3).
-    LinkUp { server: ServerId, session: Session },
+    LinkUp {
+        server: ServerId,
+        session: Session,
+    },
     /// It fell: nothing more comes from it.
-    LinkDown { server: ServerId, session: Session },
+    LinkDown {
+        server: ServerId,
+        session: Session,
+    },
     Reply {
         server: ServerId,
         session: Session,
@@ -87,12 +93,20 @@ pub enum ClientEvent<P> {
     /// News of the map, pushed or pulled.
     Delta(VolumeDelta),
     /// The user wants something. `op` is the caller's, and not in use.
-    Submit { op: OpId, request: VolumeRequest<P> },
+    Submit {
+        op: OpId,
+        request: VolumeRequest<P>,
+    },
     /// The data for a granted [`VolumeRequest::Hold`], all of its range: it is written, and its
     /// `Complete` ends the hold.
-    Merged { op: OpId, data: P },
+    Merged {
+        op: OpId,
+        data: P,
+    },
     /// A hold ends without a write; no `Complete` follows.
-    Release { op: OpId },
+    Release {
+        op: OpId,
+    },
 }
 
 /// What a user asks of a volume, in blocks of the volume.

@@ -164,35 +164,19 @@ impl Map {
                 segments: Vec::new(),
             }),
             Command::DeleteVolume { name } => self.delete_volume(name),
-            Command::Evict {
-                segment,
-                expect,
-                server,
-            } => {
+            Command::Evict { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.evict(config, *server)
             }
-            Command::NewPrimary {
-                segment,
-                expect,
-                server,
-            } => {
+            Command::NewPrimary { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.new_primary(config, *server, settings)
             }
-            Command::RequestTransfer {
-                segment,
-                expect,
-                server,
-            } => {
+            Command::RequestTransfer { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.request_transfer(config, *server)
             }
-            Command::Transfer {
-                segment,
-                expect,
-                server,
-            } => {
+            Command::Transfer { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.transfer(config, *server)
             }
@@ -209,25 +193,14 @@ impl Map {
                 // Before the epoch is compared: that it is moving is true whatever the epoch, and
                 // tells the proposer more (M12).
                 if let Some(joining) = self.find_segment(*segment)?.joining {
-                    return Err(Refused::Moving {
-                        migration: joining.migration,
-                    });
+                    return Err(Refused::Moving { migration: joining.migration });
                 }
                 let config = self.at_epoch(*segment, *expect, settings)?;
-                self.start_migration(
-                    config,
-                    *from,
-                    *to,
-                    cause,
-                    *bytes_per_second_max,
-                    *at_unix_ms,
-                )
+                self.start_migration(config, *from, *to, cause, *bytes_per_second_max, *at_unix_ms)
             }
-            Command::MigrationProgress {
-                migration,
-                state,
-                progress,
-            } => self.migration_progress(*migration, *state, *progress),
+            Command::MigrationProgress { migration, state, progress } => {
+                self.migration_progress(*migration, *state, *progress)
+            }
             Command::Promote {
                 segment,
                 expect,
@@ -242,23 +215,14 @@ impl Map {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.promote(config, *migration, *digest, *progress, *at_unix_ms)
             }
-            Command::AbortMigration {
-                segment,
-                expect,
-                migration,
-                failed,
-                reason,
-                at_unix_ms,
-            } => {
+            Command::AbortMigration { segment, expect, migration, failed, reason, at_unix_ms } => {
                 self.told(*at_unix_ms);
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.abort_migration(config, *migration, *failed, reason, *at_unix_ms)
             }
-            Command::Active {
-                segment,
-                epoch,
-                writer_pause_us,
-            } => self.active(*segment, *epoch, *writer_pause_us),
+            Command::Active { segment, epoch, writer_pause_us } => {
+                self.active(*segment, *epoch, *writer_pause_us)
+            }
         }
     }
 
@@ -271,23 +235,17 @@ impl Map {
     ) -> Result<SegmentConfig, Refused> {
         let config = self.find_segment(segment)?;
         if config.epoch != expect && settings.holds(Mutant::S1NoCompareAndSet) {
-            return Err(Refused::Conflict {
-                current: Box::new(config.clone()),
-            });
+            return Err(Refused::Conflict { current: Box::new(config.clone()) });
         }
         Ok(config.clone())
     }
 
     pub(super) fn find_segment(&self, segment: SegmentId) -> Result<&SegmentConfig, Refused> {
-        self.segments
-            .get(&segment)
-            .ok_or_else(|| not_found(format!("segment {segment}")))
+        self.segments.get(&segment).ok_or_else(|| not_found(format!("segment {segment}")))
     }
 
     pub(super) fn find_server(&self, server: ServerId) -> Result<&Server, Refused> {
-        self.servers
-            .get(&server)
-            .ok_or_else(|| not_found(format!("server {server}")))
+        self.servers.get(&server).ok_or_else(|| not_found(format!("server {server}")))
     }
 
     /// Puts a segment's next config in the place of the one before, which it must follow from.

@@ -37,11 +37,6 @@ impl ChangeLog {
             return None;
         }
         let start = self.entries.partition_point(|(at, _)| *at <= version);
-        Some(
-            self.entries
-                .range(start..)
-                .map(|(_, segment)| *segment)
-                .collect(),
-        )
+        Some(self.entries.range(start..).map(|(_, segment)| *segment).collect())
     }
 }

@@ -21,10 +21,7 @@ pub(super) fn follows(before: Option<&SegmentConfig>, after: &SegmentConfig) -> 
         };
     };
     if after.active < before.active {
-        return Err(format!(
-            "active went back from {} to {}",
-            before.active, after.active
-        ));
+        return Err(format!("active went back from {} to {}", before.active, after.active));
     }
     let same_set = before.members == after.members && before.primary == after.primary;
     let ended = before.joining.is_some() && after.joining.is_none();
@@ -33,21 +30,12 @@ pub(super) fn follows(before: Option<&SegmentConfig>, after: &SegmentConfig) -> 
         return Ok(());
     }
     if steps != Some(1) {
-        return Err(format!(
-            "epoch went from {} to {}",
-            before.epoch, after.epoch
-        ));
+        return Err(format!("epoch went from {} to {}", before.epoch, after.epoch));
     }
-    let promoted = before
-        .joining
-        .filter(|_| after.joining.is_none())
-        .map(|j| j.target);
+    let promoted = before.joining.filter(|_| after.joining.is_none()).map(|j| j.target);
     for member in &after.members {
         if !before.is_member(member.server) && promoted != Some(member.server) {
-            return Err(format!(
-                "server {} came into the in-sync set unbidden",
-                member.server
-            ));
+            return Err(format!("server {} came into the in-sync set unbidden", member.server));
         }
     }
     Ok(())
@@ -63,11 +51,7 @@ fn sound(config: &SegmentConfig) -> Result<(), String> {
         return Err(format!("primary {} is not in sync", config.primary));
     }
     if config.members.len() > usize::from(config.replicas) + 1 {
-        return Err(format!(
-            "{} members of {} replicas",
-            config.members.len(),
-            config.replicas
-        ));
+        return Err(format!("{} members of {} replicas", config.members.len(), config.replicas));
     }
     if let Some(joining) = config.joining
         && config.is_member(joining.target)
@@ -77,15 +61,10 @@ fn sound(config: &SegmentConfig) -> Result<(), String> {
     if let Some(to) = config.transfer
         && (to == config.primary || !config.is_member(to))
     {
-        return Err(format!(
-            "a transfer to {to}, which is primary or not in sync"
-        ));
+        return Err(format!("a transfer to {to}, which is primary or not in sync"));
     }
     if config.active > config.epoch {
-        return Err(format!(
-            "active at {}, beyond epoch {}",
-            config.active, config.epoch
-        ));
+        return Err(format!("active at {}, beyond epoch {}", config.active, config.epoch));
     }
     Ok(())
 }
@@ -123,25 +102,16 @@ impl Map {
             for member in &config.members {
                 let known = self.servers.get(&member.server).map(|s| s.incarnation);
                 if known != Some(member.incarnation) {
-                    return Err(format!(
-                        "segment {id}: server {} in no known life",
-                        member.server
-                    ));
+                    return Err(format!("segment {id}: server {} in no known life", member.server));
                 }
             }
         }
         if accounts != self.accounts {
             return Err("the servers' accounts are not the sum over the segments".to_owned());
         }
-        let running = self
-            .migrations
-            .values()
-            .filter(|m| !m.state.is_finished())
-            .count();
+        let running = self.migrations.values().filter(|m| !m.state.is_finished()).count();
         if running != joining {
-            return Err(format!(
-                "{running} migrations run, {joining} segments have a joiner"
-            ));
+            return Err(format!("{running} migrations run, {joining} segments have a joiner"));
         }
         if self.migrations.len() - running != self.finished.len() {
             return Err("finished migrations and their order do not agree".to_owned());

@@ -14,7 +14,10 @@ pub enum Command {
     /// with the new incarnation. Refused for an incarnation that is not above the known one, or
     /// another store under the same id.
     RegisterServer(Server),
-    SetServerState { server: ServerId, state: ServerState },
+    SetServerState {
+        server: ServerId,
+        state: ServerState,
+    },
     CreateVolume {
         name: String,
         size_bytes: u64,
@@ -23,16 +26,34 @@ pub enum Command {
         criticality: Criticality,
         durability: Durability,
     },
-    DeleteVolume { name: String },
+    DeleteVolume {
+        name: String,
+    },
     /// S2. Takes a member other than the primary out of the in-sync set.
-    Evict { segment: SegmentId, expect: Epoch, server: ServerId },
+    Evict {
+        segment: SegmentId,
+        expect: Epoch,
+        server: ServerId,
+    },
     /// S3. Makes a member primary; the old primary leaves the in-sync set.
-    NewPrimary { segment: SegmentId, expect: Epoch, server: ServerId },
+    NewPrimary {
+        segment: SegmentId,
+        expect: Epoch,
+        server: ServerId,
+    },
     /// The wish for S3b: the primary is to seal, drain and then propose `Transfer`. No new epoch.
     /// Naming the primary itself takes an earlier wish back, with a new epoch.
-    RequestTransfer { segment: SegmentId, expect: Epoch, server: ServerId },
+    RequestTransfer {
+        segment: SegmentId,
+        expect: Epoch,
+        server: ServerId,
+    },
     /// S3b, from a sealed and drained primary: the in-sync set stays as it is.
-    Transfer { segment: SegmentId, expect: Epoch, server: ServerId },
+    Transfer {
+        segment: SegmentId,
+        expect: Epoch,
+        server: ServerId,
+    },
     /// S4. No new epoch; reserves capacity and slots.
     StartMigration {
         segment: SegmentId,
@@ -44,7 +65,11 @@ pub enum Command {
         bytes_per_second_max: Option<u64>,
     },
     /// A running migration reports where it is. No new epoch; ignored once it has ended.
-    MigrationProgress { migration: MigrationId, state: MigrationState, progress: CopyProgress },
+    MigrationProgress {
+        migration: MigrationId,
+        state: MigrationState,
+        progress: CopyProgress,
+    },
     /// S5. The joiner becomes a member; the replaced one leaves if more than R would remain.
     Promote {
         segment: SegmentId,
@@ -67,7 +92,11 @@ pub enum Command {
     },
     /// F3. The primary of `epoch` serves. No new epoch. `writer_pause_us` is how long writers
     /// waited, when a migration or transfer of the primary brought it there.
-    Active { segment: SegmentId, epoch: Epoch, writer_pause_us: u64 },
+    Active {
+        segment: SegmentId,
+        epoch: Epoch,
+        writer_pause_us: u64,
+    },
 }
 
 /// Why a change was not made. The map is as it was.
@@ -97,6 +126,10 @@ pub enum Reply {
     Done,
     /// The segment as it now is.
     Segment(Box<SegmentConfig>),
-    VolumeCreated { id: VolumeId },
-    MigrationStarted { id: MigrationId },
+    VolumeCreated {
+        id: VolumeId,
+    },
+    MigrationStarted {
+        id: MigrationId,
+    },
 }

@@ -80,12 +80,8 @@ impl Map {
             });
         }
         let id = MigrationId(self.version.0);
-        config.joining = Some(Joining {
-            target: to,
-            migration: id,
-            replaces: from,
-            bytes_per_second_max,
-        });
+        config.joining =
+            Some(Joining { target: to, migration: id, replaces: from, bytes_per_second_max });
         self.migrations.insert(
             id,
             Migration {
@@ -97,10 +93,7 @@ impl Map {
                 to,
                 cause: cause.clone(),
                 state: MigrationState::Queued,
-                progress: CopyProgress {
-                    bytes_total: needed_bytes,
-                    ..CopyProgress::default()
-                },
+                progress: CopyProgress { bytes_total: needed_bytes, ..CopyProgress::default() },
                 digest: None,
                 writer_pause_us: 0,
                 epoch_before: config.epoch,
@@ -122,10 +115,8 @@ impl Map {
         state: MigrationState,
         progress: CopyProgress,
     ) -> Result<Reply, Refused> {
-        let migration = self
-            .migrations
-            .get_mut(&id)
-            .ok_or_else(|| not_found(format!("migration {id}")))?;
+        let migration =
+            self.migrations.get_mut(&id).ok_or_else(|| not_found(format!("migration {id}")))?;
         if state.is_finished() {
             return Err(refused(format!(
                 "migration {id} ends by being promoted or aborted, not by a report"
@@ -149,19 +140,14 @@ impl Map {
     ) -> Result<Reply, Refused> {
         let joining = joining_of(&config, id)?;
         let target = self.find_server(joining.target)?;
-        config.members.push(Member {
-            server: target.id,
-            incarnation: target.incarnation,
-        });
+        config.members.push(Member { server: target.id, incarnation: target.incarnation });
         config.joining = None;
         if let Some(from) = joining.replaces {
             if from == config.primary {
                 config.primary = joining.target;
             }
-            let draining = self
-                .servers
-                .get(&from)
-                .is_some_and(|s| s.state == ServerState::Draining);
+            let draining =
+                self.servers.get(&from).is_some_and(|s| s.state == ServerState::Draining);
             if config.members.len() > usize::from(config.replicas) || draining {
                 config.members.retain(|m| m.server != from);
             }
@@ -187,11 +173,7 @@ impl Map {
         at_unix_ms: u64,
     ) -> Result<Reply, Refused> {
         joining_of(&config, id)?;
-        let state = if failed {
-            MigrationState::Failed
-        } else {
-            MigrationState::Aborted
-        };
+        let state = if failed { MigrationState::Failed } else { MigrationState::Aborted };
         self.end_migration(&mut config, state, reason);
         if let Some(record) = self.migrations.get_mut(&id) {
             record.finished_unix_ms = Some(at_unix_ms);
@@ -236,9 +218,6 @@ impl Map {
 /// The joiner of `config`, if it is the one of migration `id`.
 fn joining_of(config: &SegmentConfig, id: MigrationId) -> Result<Joining, Refused> {
     config.joining.filter(|j| j.migration == id).ok_or_else(|| {
-        refused(format!(
-            "migration {id} of segment {} is not under way",
-            config.segment
-        ))
+        refused(format!("migration {id} of segment {} is not under way", config.segment))
     })
 }

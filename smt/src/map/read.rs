@@ -112,9 +112,7 @@ impl Map {
     /// ex-member has not deleted yet (M11) does not count.
     #[must_use]
     pub fn used_bytes(&self, server: ServerId) -> u64 {
-        self.accounts
-            .get(server)
-            .map_or(0, |account| account.used_bytes)
+        self.accounts.get(server).map_or(0, |account| account.used_bytes)
     }
 
     /// Bytes that may still be placed on a server: below the soft limit, and not reserved.
@@ -128,12 +126,10 @@ impl Map {
     /// Migrations a server takes part in, as target and as the one whose replica goes.
     #[must_use]
     pub fn slots(&self, server: ServerId) -> Slots {
-        self.accounts
-            .get(server)
-            .map_or_else(Slots::default, |account| Slots {
-                incoming: account.slots_in,
-                outgoing: account.slots_out,
-            })
+        self.accounts.get(server).map_or_else(Slots::default, |account| Slots {
+            incoming: account.slots_in,
+            outgoing: account.slots_out,
+        })
     }
 
     /// The segments a server is a member or joiner of, in order of their ids.
@@ -155,10 +151,7 @@ impl Map {
                 server: server.id,
                 zone: (&server.region, &server.zone),
                 free_bytes: self.free_bytes(server.id),
-                primaries: self
-                    .accounts
-                    .get(server.id)
-                    .map_or(0, |account| account.primaries),
+                primaries: self.accounts.get(server.id).map_or(0, |account| account.primaries),
             })
             .collect()
     }
@@ -229,12 +222,10 @@ impl Map {
             .members
             .iter()
             .filter(|m| {
-                self.servers
-                    .get(&m.server)
-                    .is_none_or(|server| match server.state {
-                        ServerState::Up | ServerState::Cordoned | ServerState::Draining => false,
-                        ServerState::Down | ServerState::Removed => true,
-                    })
+                self.servers.get(&m.server).is_none_or(|server| match server.state {
+                    ServerState::Up | ServerState::Cordoned | ServerState::Draining => false,
+                    ServerState::Down | ServerState::Removed => true,
+                })
             })
             .count();
         if config.active == Epoch(0) || members_down == config.members.len() {

@@ -47,18 +47,11 @@ impl Map {
             }
             let incarnation = self.find_server(server)?.incarnation;
             if config.joining.is_some_and(|j| j.target == server) {
-                self.end_migration(
-                    &mut config,
-                    MigrationState::Aborted,
-                    "the joiner was elected",
-                );
+                self.end_migration(&mut config, MigrationState::Aborted, "the joiner was elected");
                 // `end_migration` counted an epoch, and so does the end of this function.
                 config.epoch = Epoch(config.epoch.0 - 1);
             }
-            config.members.push(Member {
-                server,
-                incarnation,
-            });
+            config.members.push(Member { server, incarnation });
         }
         config.members.retain(|m| m.server != old);
         config.primary = server;
@@ -156,26 +149,17 @@ impl Map {
 
 /// A wish to hand over to a server that is no member any more, or leads already, is void.
 fn tidy_transfer(config: &mut SegmentConfig) {
-    if config
-        .transfer
-        .is_some_and(|to| to == config.primary || !config.is_member(to))
-    {
+    if config.transfer.is_some_and(|to| to == config.primary || !config.is_member(to)) {
         config.transfer = None;
     }
 }
 
 fn is_primary(config: &SegmentConfig, server: ServerId) -> Refused {
-    refused(format!(
-        "server {server} is primary of segment {} already",
-        config.segment
-    ))
+    refused(format!("server {server} is primary of segment {} already", config.segment))
 }
 
 fn not_a_member(config: &SegmentConfig, server: ServerId) -> Refused {
-    refused(format!(
-        "server {server} is not in sync in segment {}",
-        config.segment
-    ))
+    refused(format!("server {server} is not in sync in segment {}", config.segment))
 }
 
 pub(super) fn state_name(state: ServerState) -> &'static str {

@@ -77,9 +77,7 @@ impl Map {
             return Ok(Reply::Done);
         }
         if known.state == ServerState::Removed {
-            return Err(refused(format!(
-                "server {server} was removed; its id is not used again"
-            )));
+            return Err(refused(format!("server {server} was removed; its id is not used again")));
         }
         if state == ServerState::Removed {
             let held = self.account(server).map_or(0, |account| account.members);

@@ -22,9 +22,7 @@ pub const VOLUME_NAME_BYTES_MAX: usize = 63;
 impl Map {
     pub(super) fn create_volume(&mut self, mut volume: Volume) -> Result<Reply, Refused> {
         if self.names.contains_key(&volume.name) {
-            return Err(Refused::Exists {
-                what: format!("volume {}", volume.name),
-            });
+            return Err(Refused::Exists { what: format!("volume {}", volume.name) });
         }
         let (geometry, count) = judge(&volume)?;
         let placed = placement::place(
@@ -35,9 +33,7 @@ impl Map {
                 replicas: volume.replicas,
             },
         )
-        .map_err(|error| Refused::NoRoom {
-            why: format!("volume {}: {error}", volume.name),
-        })?;
+        .map_err(|error| Refused::NoRoom { why: format!("volume {}: {error}", volume.name) })?;
         for (index, servers) in (0..count).zip(placed) {
             let segment = self.last_segment.next();
             self.last_segment = segment;
@@ -45,10 +41,7 @@ impl Map {
             let members = servers
                 .iter()
                 .filter_map(|id| self.servers.get(id))
-                .map(|server| Member {
-                    server: server.id,
-                    incarnation: server.incarnation,
-                })
+                .map(|server| Member { server: server.id, incarnation: server.incarnation })
                 .collect();
             self.put(
                 SegmentConfig {
@@ -133,7 +126,5 @@ fn judge(volume: &Volume) -> Result<(Geometry, u32), Refused> {
 fn is_volume_name(name: &str) -> bool {
     name.len() <= VOLUME_NAME_BYTES_MAX
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

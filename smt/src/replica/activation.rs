@@ -80,7 +80,9 @@ struct Verdict {
 fn judge(me: ServerId, checks: &[(ServerId, BlockCheck)]) -> Option<Verdict> {
     let ours = checks.iter().find(|(s, _)| *s == me);
     let good = |&(server, check): &(ServerId, BlockCheck)| match check {
-        BlockCheck::Zero => Some(Verdict { source: None, raw: false, sum: crate::payload::ZERO_SUM }),
+        BlockCheck::Zero => {
+            Some(Verdict { source: None, raw: false, sum: crate::payload::ZERO_SUM })
+        }
         BlockCheck::Good(sum) => Some(Verdict { source: Some(server), raw: false, sum }),
         BlockCheck::Bad { .. } | BlockCheck::Unreadable => None,
     };
@@ -126,8 +128,12 @@ impl<P: Payload> Replica<P> {
     /// starts behind it on the same connection.
     fn ask_to_adopt(&mut self, cx: &mut Context<P>) {
         let others = self.others(cx.me);
-        let Phase::Activating(activation) = &mut self.phase else { return };
-        let Step::Adopting { acked } = &activation.step else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
+        let Step::Adopting { acked } = &activation.step else {
+            return;
+        };
         let silent: Vec<ServerId> = others.into_iter().filter(|s| !acked.contains(s)).collect();
         let round = activation.round;
         activation.asked_at = cx.now;
@@ -147,8 +153,12 @@ impl<P: Payload> Replica<P> {
         tail: &[BlockRange],
         in_doubt: &[BlockRange],
     ) {
-        let Phase::Activating(activation) = &mut self.phase else { return };
-        let Step::Adopting { acked } = &mut activation.step else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
+        let Step::Adopting { acked } = &mut activation.step else {
+            return;
+        };
         if activation.round != round || !acked.insert(peer) {
             return;
         }
@@ -160,8 +170,12 @@ impl<P: Payload> Replica<P> {
 
     pub(super) fn advance_activation(&mut self, cx: &mut Context<P>) {
         let others = self.others(cx.me);
-        let Phase::Activating(activation) = &mut self.phase else { return };
-        let Step::Adopting { acked } = &activation.step else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
+        let Step::Adopting { acked } = &activation.step else {
+            return;
+        };
         let ready = others.iter().all(|s| acked.contains(s))
             && self.durable_epoch >= self.config.epoch
             && self.writes_pending == 0
@@ -176,7 +190,8 @@ impl<P: Payload> Replica<P> {
         activation.ranges.clone_from(&ranges);
         activation.step_since = cx.now;
         let round = activation.round;
-        if ranges.is_empty() || others.is_empty() && self.in_doubt.is_empty()
+        if ranges.is_empty()
+            || others.is_empty() && self.in_doubt.is_empty()
             || !cx.holds(Mutant::F2NoReconcile)
         {
             self.start_streams(cx);
@@ -199,12 +214,16 @@ impl<P: Payload> Replica<P> {
         found: Vec<BlockCheck>,
     ) {
         let members = self.config.members.len();
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         if activation.round != round {
             return;
         }
         let blocks: u64 = activation.ranges.iter().map(|r| u64::from(r.count)).sum();
-        let Step::Collecting { checks } = &mut activation.step else { return };
+        let Step::Collecting { checks } = &mut activation.step else {
+            return;
+        };
         if u64::try_from(found.len()) != Ok(blocks) {
             return;
         }
@@ -215,7 +234,9 @@ impl<P: Payload> Replica<P> {
         let checks = std::mem::take(checks);
         let ranges = activation.ranges.clone();
         let items = self.plan_fixes(cx, &ranges, &checks);
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         activation.step = Step::Fixing { items, next: 0, open: 0 };
         activation.step_since = cx.now;
         self.run_fixes(cx);
@@ -279,9 +300,13 @@ impl<P: Payload> Replica<P> {
     fn run_fixes(&mut self, cx: &mut Context<P>) {
         loop {
             let id = self.unique();
-            let Phase::Activating(activation) = &mut self.phase else { return };
+            let Phase::Activating(activation) = &mut self.phase else {
+                return;
+            };
             let round = activation.round;
-            let Step::Fixing { items, next, open } = &mut activation.step else { return };
+            let Step::Fixing { items, next, open } = &mut activation.step else {
+                return;
+            };
             if *next == items.len() {
                 if *open == 0 {
                     activation.step_since = cx.now;
@@ -319,7 +344,9 @@ impl<P: Payload> Replica<P> {
         item: usize,
         result: StoreResult<P>,
     ) {
-        let Phase::Activating(activation) = &self.phase else { return };
+        let Phase::Activating(activation) = &self.phase else {
+            return;
+        };
         if activation.round != round {
             return;
         }
@@ -341,8 +368,12 @@ impl<P: Payload> Replica<P> {
         id: u64,
         content: Option<(P, Sums)>,
     ) -> bool {
-        let Phase::Activating(activation) = &self.phase else { return false };
-        let Step::Fixing { items, .. } = &activation.step else { return false };
+        let Phase::Activating(activation) = &self.phase else {
+            return false;
+        };
+        let Step::Fixing { items, .. } = &activation.step else {
+            return false;
+        };
         let Some(at) = items.iter().position(|i| i.id == id && i.source == Some(peer)) else {
             return false;
         };
@@ -355,8 +386,12 @@ impl<P: Payload> Replica<P> {
     }
 
     fn fix_content(&mut self, cx: &mut Context<P>, at: usize, data: P, sums: Sums) {
-        let Phase::Activating(activation) = &self.phase else { return };
-        let Step::Fixing { items, .. } = &activation.step else { return };
+        let Phase::Activating(activation) = &self.phase else {
+            return;
+        };
+        let Step::Fixing { items, .. } = &activation.step else {
+            return;
+        };
         let item = &items[at];
         if data.blocks() != item.range.count
             || sums != item.sums
@@ -369,9 +404,13 @@ impl<P: Payload> Replica<P> {
     }
 
     fn apply_fix(&mut self, cx: &mut Context<P>, at: usize, change: &Change<P>) {
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         let round = activation.round;
-        let Step::Fixing { items, .. } = &mut activation.step else { return };
+        let Step::Fixing { items, .. } = &mut activation.step else {
+            return;
+        };
         let item = &mut items[at];
         item.open = item.targets.iter().copied().collect();
         let (range, id, targets) = (item.range, item.id, item.targets.clone());
@@ -388,9 +427,15 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn on_fix_ack(&mut self, cx: &mut Context<P>, peer: ServerId, id: u64, ok: bool) {
-        let Phase::Activating(activation) = &self.phase else { return };
-        let Step::Fixing { items, .. } = &activation.step else { return };
-        let Some(at) = items.iter().position(|i| i.id == id) else { return };
+        let Phase::Activating(activation) = &self.phase else {
+            return;
+        };
+        let Step::Fixing { items, .. } = &activation.step else {
+            return;
+        };
+        let Some(at) = items.iter().position(|i| i.id == id) else {
+            return;
+        };
         if ok {
             let round = activation.round;
             self.on_fixed(cx, peer, round, at);
@@ -400,11 +445,15 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn on_fixed(&mut self, cx: &mut Context<P>, who: ServerId, round: u64, at: usize) {
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         if activation.round != round {
             return;
         }
-        let Step::Fixing { items, open, .. } = &mut activation.step else { return };
+        let Step::Fixing { items, open, .. } = &mut activation.step else {
+            return;
+        };
         let item = &mut items[at];
         if item.open.remove(&who) && item.open.is_empty() {
             *open -= 1;
@@ -416,7 +465,9 @@ impl<P: Payload> Replica<P> {
     /// F3: tell every member where the stream starts.
     fn start_streams(&mut self, cx: &mut Context<P>) {
         let me = cx.me;
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         activation.step = Step::Starting { acked: BTreeSet::new() };
         let round = activation.round;
         let last = if cx.settings.holds(Mutant::F3OwnSequence) {
@@ -434,19 +485,27 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn on_start_ack(&mut self, cx: &mut Context<P>, peer: ServerId, round: u64) {
-        let Phase::Activating(activation) = &mut self.phase else { return };
+        let Phase::Activating(activation) = &mut self.phase else {
+            return;
+        };
         if activation.round != round {
             return;
         }
-        let Step::Starting { acked } = &mut activation.step else { return };
+        let Step::Starting { acked } = &mut activation.step else {
+            return;
+        };
         acked.insert(peer);
         self.maybe_active(cx);
     }
 
     fn maybe_active(&mut self, cx: &mut Context<P>) {
         let others = self.others(cx.me);
-        let Phase::Activating(activation) = &self.phase else { return };
-        let Step::Starting { acked } = &activation.step else { return };
+        let Phase::Activating(activation) = &self.phase else {
+            return;
+        };
+        let Step::Starting { acked } = &activation.step else {
+            return;
+        };
         if !others.iter().all(|s| acked.contains(s)) {
             return;
         }
@@ -483,7 +542,9 @@ impl<P: Payload> Replica<P> {
         {
             self.ask_to_adopt(cx);
         }
-        let Phase::Activating(activation) = &self.phase else { return };
+        let Phase::Activating(activation) = &self.phase else {
+            return;
+        };
         let waited = cx.now.since(activation.step_since);
         let usual = cx.settings.ack_timeout_ns;
         let (silent, patience): (Vec<ServerId>, u64) = match &activation.step {

@@ -49,7 +49,9 @@ impl Backup {
 
 impl<P: Payload> Replica<P> {
     pub(super) fn on_adopt(&mut self, cx: &mut Context<P>, caller: Caller, round: u64) {
-        let Phase::Backup(backup) = &mut self.phase else { return };
+        let Phase::Backup(backup) = &mut self.phase else {
+            return;
+        };
         backup.stream = None;
         backup.adopt = Some((caller, round));
         backup.round = round;
@@ -59,13 +61,16 @@ impl<P: Payload> Replica<P> {
     /// F1: once our own writes are finished, the epoch is durable, and every promise to another
     /// primary has run out (L3).
     pub(super) fn answer_adopt(&mut self, cx: &mut Context<P>) {
-        let ready =
-            self.writes_pending == 0 && self.is_durable() && cx.now >= self.hold_until;
-        let Phase::Backup(backup) = &mut self.phase else { return };
+        let ready = self.writes_pending == 0 && self.is_durable() && cx.now >= self.hold_until;
+        let Phase::Backup(backup) = &mut self.phase else {
+            return;
+        };
         if !ready {
             return;
         }
-        let Some((caller, round)) = backup.adopt.take() else { return };
+        let Some((caller, round)) = backup.adopt.take() else {
+            return;
+        };
         let body = PeerBody::AdoptAck {
             round,
             max_seq: self.last_seq,
@@ -118,8 +123,7 @@ impl<P: Payload> Replica<P> {
         let content = match result {
             StoreResult::Data { data, sums } => Some((data, sums)),
             StoreResult::BadBlocks { blocks } => {
-                let report =
-                    Report::Mismatch { segment: self.segment, blocks, repaired: false };
+                let report = Report::Mismatch { segment: self.segment, blocks, repaired: false };
                 cx.report(report);
                 None
             }
@@ -158,7 +162,9 @@ impl<P: Payload> Replica<P> {
     ) {
         let id = self.unique();
         let continues = !cx.holds(Mutant::F4ContinueEpoch);
-        let Phase::Backup(backup) = &mut self.phase else { return };
+        let Phase::Backup(backup) = &mut self.phase else {
+            return;
+        };
         if backup.round != round && !continues {
             return;
         }
@@ -185,7 +191,9 @@ impl<P: Payload> Replica<P> {
             Phase::Joiner(joiner) => joiner.stream(),
             Phase::Idle | Phase::Activating(_) | Phase::Primary(_) | Phase::Faulted => None,
         };
-        let Some(stream) = stream.filter(|s| s.caller == caller) else { return };
+        let Some(stream) = stream.filter(|s| s.caller == caller) else {
+            return;
+        };
         let Record { seq, range, change } = record;
         if seq < stream.next {
             if !stream.pending.contains(&seq) {
@@ -230,8 +238,7 @@ impl<P: Payload> Replica<P> {
         self.store_change(cx, record.range, record.change, pending);
         let Caller { peer, incarnation, link } = caller;
         let body = PeerBody::ReplicateAck { seq: record.seq };
-        let message =
-            ServerMessage::Segment(PeerMessage { segment: self.segment, epoch, body });
+        let message = ServerMessage::Segment(PeerMessage { segment: self.segment, epoch, body });
         cx.actions.push(Action::Respond { peer, incarnation, link, message });
     }
 
@@ -242,7 +249,9 @@ impl<P: Payload> Replica<P> {
             Phase::Joiner(joiner) => joiner.stream(),
             Phase::Idle | Phase::Activating(_) | Phase::Primary(_) | Phase::Faulted => None,
         };
-        let Some(stream) = stream.filter(|s| s.id == id) else { return };
+        let Some(stream) = stream.filter(|s| s.id == id) else {
+            return;
+        };
         stream.pending.remove(&seq);
         if durable {
             let caller = stream.caller;
@@ -258,8 +267,12 @@ impl<P: Payload> Replica<P> {
         if !self.is_durable() {
             return;
         }
-        let Phase::Backup(backup) = &mut self.phase else { return };
-        let Some(stream) = &mut backup.stream else { return };
+        let Phase::Backup(backup) = &mut self.phase else {
+            return;
+        };
+        let Some(stream) = &mut backup.stream else {
+            return;
+        };
         let (caller, held) = (stream.caller, std::mem::take(&mut stream.held));
         for seq in held {
             self.respond(cx, caller, PeerBody::ReplicateAck { seq });
@@ -279,7 +292,9 @@ impl<P: Payload> Replica<P> {
     /// S9: a primary that is silent, or whose connection is gone, is to be replaced by us.
     pub(super) fn tick_backup(&mut self, cx: &mut Context<P>) {
         self.answer_adopt(cx);
-        let Phase::Backup(backup) = &self.phase else { return };
+        let Phase::Backup(backup) = &self.phase else {
+            return;
+        };
         let primary = self.config.primary;
         let heard = cx.links.heard.get(&primary).copied().unwrap_or(cx.started);
         let since = heard.max(backup.since);

@@ -12,15 +12,14 @@
 
 use std::collections::BTreeMap;
 
-use super::primary::Seal;
 use super::reading::After;
 use super::*;
-use crate::map::{CopyProgress, MigrationState};
+use crate::map::CopyProgress;
 use crate::payload::ZERO_SUM;
 use crate::wire::checksum::{chunk_digest, root_digest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+pub(super) enum Stage {
     /// JoinBegin is sent.
     Begun,
     Copying,
@@ -47,7 +46,7 @@ enum Chunk {
 
 /// A place of the stream that is not answered yet.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+pub(super) enum Place {
     Chunk(u32),
     Forward { blocks: u32 },
     Verify(u32),
@@ -58,8 +57,8 @@ enum Place {
 pub(super) struct Copying<P> {
     pub target: ServerId,
     session: CopySession,
-    migration: MigrationId,
-    stage: Stage,
+    pub migration: MigrationId,
+    pub stage: Stage,
     chunks: Vec<Chunk>,
     attempts: Vec<u32>,
     /// Where to look for the next chunk to copy.
@@ -68,21 +67,21 @@ pub(super) struct Copying<P> {
     /// The joiner's checksum table at this place of the stream.
     expected: Vec<u64>,
     place: u64,
-    open: BTreeMap<u64, Place>,
+    pub open: BTreeMap<u64, Place>,
     copies_open: u32,
     forward_blocks_open: u64,
     /// Writes to chunks being read, in their order.
     behind: BTreeMap<u32, Vec<Record<P>>>,
     /// The last record that did not go to the joiner as a required acker.
-    pre_sync: Seq,
-    root: u128,
-    progress: CopyProgress,
+    pub pre_sync: Seq,
+    pub root: u128,
+    pub progress: CopyProgress,
     /// No chunk is read before this (M5).
     next_copy_at: Tick,
-    heard: Tick,
-    broken: bool,
+    pub heard: Tick,
+    pub broken: bool,
     /// M7's mutant: the joiner is none of the required ackers, whatever the stage.
-    never_acker: bool,
+    pub never_acker: bool,
 }
 
 impl<P> Copying<P> {
@@ -130,7 +129,9 @@ impl<P: Payload> Replica<P> {
     }
 
     fn copying(&mut self, session: CopySession) -> Option<&mut Copying<P>> {
-        let Phase::Primary(primary) = &mut self.phase else { return None };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return None;
+        };
         primary.copy.as_deref_mut().filter(|c| c.session == session)
     }
 
@@ -141,7 +142,9 @@ impl<P: Payload> Replica<P> {
     /// What the map wants of this primary beyond serving: a joiner to fill, a hand-over.
     pub(super) fn check_wishes(&mut self, cx: &mut Context<P>) {
         if let Some(joining) = self.config.joining {
-            let Phase::Primary(primary) = &self.phase else { return };
+            let Phase::Primary(primary) = &self.phase else {
+                return;
+            };
             let current = primary.copy.as_ref().is_some_and(|c| c.migration == joining.migration);
             if !current && primary.abort.is_none() && cx.links.up.contains_key(&joining.target) {
                 self.begin_session(cx);
@@ -152,7 +155,9 @@ impl<P: Payload> Replica<P> {
 
     /// M1: a fresh session with the joiner.
     fn begin_session(&mut self, cx: &mut Context<P>) {
-        let Some(joining) = self.config.joining else { return };
+        let Some(joining) = self.config.joining else {
+            return;
+        };
         // Unique over our lives too: the incarnation is part of it.
         let session = CopySession((cx.incarnation.0 << 32) | (self.unique() & 0xffff_ffff));
         let chunks = index(self.geometry.chunks());
@@ -182,7 +187,9 @@ impl<P: Payload> Replica<P> {
             broken: false,
             never_acker: !cx.holds(Mutant::M7PromoteWithoutSync),
         };
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         primary.copy = Some(Box::new(copying));
         let (migration, config) = (joining.migration, self.config.clone());
         let message = self.message(PeerBody::JoinBegin { session, migration, config });
@@ -196,7 +203,9 @@ impl<P: Payload> Replica<P> {
         session: CopySession,
     ) {
         let now = cx.now;
-        let Some(copy) = self.copying_with(peer, session) else { return };
+        let Some(copy) = self.copying_with(peer, session) else {
+            return;
+        };
         if copy.stage != Stage::Begun {
             return;
         }
@@ -219,10 +228,12 @@ impl<P: Payload> Replica<P> {
     }
 
     /// M3 and M5: reads the next chunks, as the window and the pace allow.
-    fn copy_more(&mut self, cx: &mut Context<P>) {
+    pub(super) fn copy_more(&mut self, cx: &mut Context<P>) {
         loop {
             let limit = self.config.joining.and_then(|j| j.bytes_per_second_max);
-            let Phase::Primary(primary) = &mut self.phase else { return };
+            let Phase::Primary(primary) = &mut self.phase else {
+                return;
+            };
             let busy = cx.now.since(primary.last_client_io) < 100 * crate::config::MS
                 && primary.last_client_io > Tick(0);
             let pace = match limit {
@@ -230,7 +241,9 @@ impl<P: Payload> Replica<P> {
                 None if busy => Some(cx.settings.copy_bytes_per_second_busy),
                 None => None,
             };
-            let Some(copy) = primary.copy.as_deref_mut() else { return };
+            let Some(copy) = primary.copy.as_deref_mut() else {
+                return;
+            };
             let may = copy.stage == Stage::Copying
                 && copy.copies_open < cx.settings.copy_window
                 && cx.now >= copy.next_copy_at;
@@ -252,16 +265,14 @@ impl<P: Payload> Replica<P> {
             let session = copy.session;
             let chunk = u32::try_from(at).expect("a chunk's number came from a u32");
             let range = self.chunk_range(chunk);
-            let Phase::Primary(primary) = &mut self.phase else { return };
+            let Phase::Primary(primary) = &mut self.phase else {
+                return;
+            };
             if let (Some(pace), Some(copy)) = (pace, primary.copy.as_deref_mut()) {
                 let cost = range.bytes().saturating_mul(1_000_000_000) / pace.max(1);
                 copy.next_copy_at = copy.next_copy_at.max(cx.now).after(cost);
             }
-            self.store(
-                cx,
-                StoreRequest::Read { range },
-                Pending::ChunkRead { session, chunk },
-            );
+            self.store(cx, StoreRequest::Read { range }, Pending::ChunkRead { session, chunk });
         }
     }
 
@@ -274,7 +285,9 @@ impl<P: Payload> Replica<P> {
         result: StoreResult<P>,
     ) {
         let range = self.chunk_range(chunk);
-        let Some(copy) = self.copying(session) else { return };
+        let Some(copy) = self.copying(session) else {
+            return;
+        };
         let (data, sums) = match result {
             StoreResult::Data { data, sums } => (data, sums),
             StoreResult::BadBlocks { blocks } => {
@@ -284,7 +297,9 @@ impl<P: Payload> Replica<P> {
                 let first = blocks.first().copied().unwrap_or(range.first);
                 let count = u32::try_from(count).unwrap_or(1).max(1);
                 let bad = BlockRange::new(first, count);
-                let Phase::Primary(primary) = &self.phase else { return };
+                let Phase::Primary(primary) = &self.phase else {
+                    return;
+                };
                 if primary.is_busy(bad) {
                     self.chunk_again(cx, session, chunk);
                 } else {
@@ -314,7 +329,9 @@ impl<P: Payload> Replica<P> {
 
     /// The chunk is copied (again) later.
     pub(super) fn chunk_again(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32) {
-        let Some(copy) = self.copying(session) else { return };
+        let Some(copy) = self.copying(session) else {
+            return;
+        };
         if copy.chunks[index(chunk)] == Chunk::Reading {
             copy.chunks[index(chunk)] = Chunk::Todo;
             copy.copies_open -= 1;
@@ -351,8 +368,12 @@ impl<P: Payload> Replica<P> {
             let piece = BlockRange::new(first, end - first);
             let skip = first - range.first;
             first = end;
-            let Phase::Primary(primary) = &mut self.phase else { return };
-            let Some(copy) = primary.copy.as_deref_mut() else { return };
+            let Phase::Primary(primary) = &mut self.phase else {
+                return;
+            };
+            let Some(copy) = primary.copy.as_deref_mut() else {
+                return;
+            };
             let state = copy.chunks[index(chunk)];
             if state == Chunk::Todo {
                 continue;
@@ -374,7 +395,9 @@ impl<P: Payload> Replica<P> {
                 self.forward_piece(cx, record);
             }
         }
-        let Phase::Primary(primary) = &self.phase else { return };
+        let Phase::Primary(primary) = &self.phase else {
+            return;
+        };
         let Some(copy) = &primary.copy else { return };
         if copy.forward_blocks_open > cx.settings.forward_backlog_blocks_max {
             let reason = format!("server {} cannot keep up with the writes", copy.target);
@@ -383,8 +406,12 @@ impl<P: Payload> Replica<P> {
     }
 
     fn forward_piece(&mut self, cx: &mut Context<P>, record: Record<P>) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        let Some(copy) = primary.copy.as_deref_mut() else {
+            return;
+        };
         let blocks = record.range.count;
         match &record.change {
             Change::Write { sums, .. } => copy.expect(record.range.first, sums.iter().copied()),
@@ -411,7 +438,9 @@ impl<P: Payload> Replica<P> {
         place: u64,
     ) {
         let now = cx.now;
-        let Some(copy) = self.copying_with(peer, session) else { return };
+        let Some(copy) = self.copying_with(peer, session) else {
+            return;
+        };
         copy.heard = now;
         match copy.open.remove(&place) {
             Some(Place::Forward { blocks }) => {
@@ -430,7 +459,9 @@ impl<P: Payload> Replica<P> {
     /// M6: the joiner is to read the chunk back, and to compare.
     fn send_verify(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32) {
         let range = self.chunk_range(chunk);
-        let Some(copy) = self.copying(session) else { return };
+        let Some(copy) = self.copying(session) else {
+            return;
+        };
         let digest = chunk_digest(&copy.expected[index(range.first)..index(range.end())]);
         let place = copy.next_place(Some(Place::Verify(chunk)));
         let target = copy.target;
@@ -448,7 +479,9 @@ impl<P: Payload> Replica<P> {
     ) {
         let now = cx.now;
         let limit = cx.settings.chunk_attempts_max;
-        let Some(copy) = self.copying_with(peer, session) else { return };
+        let Some(copy) = self.copying_with(peer, session) else {
+            return;
+        };
         copy.heard = now;
         match copy.open.remove(&place) {
             Some(Place::Verify(chunk)) if matched => {
@@ -486,7 +519,9 @@ impl<P: Payload> Replica<P> {
 
     fn send_root(&mut self, cx: &mut Context<P>, session: CopySession) {
         let per_chunk = index(self.geometry.chunk_blocks);
-        let Some(copy) = self.copying(session) else { return };
+        let Some(copy) = self.copying(session) else {
+            return;
+        };
         let digests: Vec<u128> = copy.expected.chunks(per_chunk).map(chunk_digest).collect();
         let root = root_digest(&digests);
         copy.root = root;
@@ -499,9 +534,13 @@ impl<P: Payload> Replica<P> {
 
     /// M7: from the next record on, the joiner is a required acker.
     fn start_sync(&mut self, cx: &mut Context<P>, session: CopySession) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         let (last, commit) = (primary.last_seq(), primary.commit());
-        let Some(copy) = primary.copy.as_deref_mut() else { return };
+        let Some(copy) = primary.copy.as_deref_mut() else {
+            return;
+        };
         copy.pre_sync = last;
         if copy.never_acker {
             copy.stage = Stage::Synced;
@@ -523,202 +562,12 @@ impl<P: Payload> Replica<P> {
         peer: ServerId,
         session: CopySession,
     ) {
-        let Some(copy) = self.copying_with(peer, session) else { return };
+        let Some(copy) = self.copying_with(peer, session) else {
+            return;
+        };
         if copy.stage == Stage::SyncSent {
             copy.stage = Stage::Synced;
             self.advance_migration(cx);
-        }
-    }
-
-    /// M9 and M10, and S3b: proposes the cut-over once everything it needs holds.
-    pub(super) fn advance_migration(&mut self, cx: &mut Context<P>) {
-        let Phase::Primary(primary) = &self.phase else { return };
-        if let Some(copy) = &primary.copy {
-            if copy.stage < Stage::Synced || copy.broken || primary.abort.is_some() {
-                return;
-            }
-            let target = copy.target;
-            let settled =
-                primary.committed_to(copy.pre_sync) || !cx.holds(Mutant::M9PromoteEarly);
-            let leads = self.config.joining.and_then(|j| j.replaces) == Some(cx.me);
-            if leads {
-                self.seal(cx);
-                if !settled || !self.release_if_drained(cx) {
-                    return;
-                }
-            } else {
-                // Its promise is needed from the proposal on (L1): have it before.
-                let leased = primary.leases.get(&target).is_some_and(|&t| cx.now < t);
-                let wanted = cx.holds(Mutant::L1JoinerNotGranter) && !copy.never_acker;
-                if !settled || (wanted && !leased) {
-                    return;
-                }
-            }
-            self.propose_promote(cx);
-            return;
-        }
-        let Some(server) = self.config.transfer else { return };
-        if server == cx.me || !self.config.is_member(server) || primary.broken.contains(&server) {
-            return;
-        }
-        self.seal(cx);
-        if self.release_if_drained(cx) {
-            let (segment, expect) = (self.segment, self.epoch());
-            self.propose(cx, "transfer", Command::Transfer { segment, expect, server });
-        }
-    }
-
-    fn propose_promote(&mut self, cx: &mut Context<P>) {
-        let (segment, expect) = (self.segment, self.epoch());
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let seq = primary.last_seq();
-        let Some(copy) = primary.copy.as_deref_mut() else { return };
-        copy.stage = Stage::Proposed;
-        let command = Command::Promote {
-            segment,
-            expect,
-            migration: copy.migration,
-            digest: copy.root,
-            seq,
-            progress: copy.progress,
-            // The hands fill in the time; the brain has no calendar.
-            at_unix_ms: 0,
-        };
-        self.propose(cx, "promote", command);
-    }
-
-    /// The joiner's connection is gone, or it is silent. Before Promote was proposed its session
-    /// is simply dropped; after, the map decides (M8).
-    pub(super) fn joiner_lost(&mut self, cx: &mut Context<P>) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(copy) = primary.copy.as_deref_mut() else { return };
-        let target = copy.target;
-        if copy.was_proposed() && cx.settings.holds(Mutant::M8DropAfterPropose) {
-            copy.broken = true;
-            if primary.abort.is_none() {
-                let reason = format!("server {target} was lost during the cut-over");
-                primary.abort = Some((true, reason));
-            }
-            self.propose_abort(cx);
-            return;
-        }
-        self.drop_session();
-        self.settle(cx);
-    }
-
-    fn drop_session(&mut self) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(copy) = primary.copy.take() else { return };
-        primary.drop_need(copy.target);
-        primary.leases.remove(&copy.target);
-        // Not released: nothing was proposed, and no promise was given back.
-        if primary.seal.is_some_and(|s| !s.released) {
-            primary.seal = None;
-        }
-    }
-
-    /// Ends the migration for good, with a reason for its record.
-    fn give_up(&mut self, cx: &mut Context<P>, failed: bool, reason: String) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        if primary.abort.is_none() {
-            primary.abort = Some((failed, reason));
-        }
-        if !primary.copy.as_ref().is_some_and(|c| c.was_proposed()) {
-            self.drop_session();
-        }
-        self.propose_abort(cx);
-        self.settle(cx);
-    }
-
-    fn propose_abort(&mut self, cx: &mut Context<P>) {
-        let (segment, expect) = (self.segment, self.epoch());
-        let Some(joining) = self.config.joining else { return };
-        let Phase::Primary(primary) = &self.phase else { return };
-        let Some((failed, reason)) = primary.abort.clone() else { return };
-        let migration = joining.migration;
-        let at_unix_ms = 0;
-        let command =
-            Command::AbortMigration { segment, expect, migration, failed, reason, at_unix_ms };
-        self.propose(cx, "abort", command);
-    }
-
-    pub(super) fn tick_migration(&mut self, cx: &mut Context<P>) {
-        self.tick_seal(cx);
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        if primary.abort.is_some() {
-            self.propose_abort(cx);
-            return;
-        }
-        let Some(joining) = self.config.joining else {
-            self.check_wishes(cx);
-            return;
-        };
-        if cx.now.since(primary.joiner_progress) >= cx.settings.joiner_timeout_ns {
-            let reason = format!("server {} made no progress for too long", joining.target);
-            self.give_up(cx, true, reason);
-            return;
-        }
-        let patience = cx.settings.ack_timeout_ns;
-        let Some(copy) = primary.copy.as_deref_mut() else {
-            self.check_wishes(cx);
-            return;
-        };
-        let waits = copy.stage == Stage::Begun || copy.stage == Stage::SyncSent
-            || !copy.open.is_empty();
-        if !waits {
-            copy.heard = cx.now;
-        }
-        if copy.stage < Stage::Proposed && cx.now.since(copy.heard) >= patience * 2 {
-            self.joiner_lost(cx);
-            self.check_wishes(cx);
-            return;
-        }
-        let migration = copy.migration;
-        let (stage, progress) = (copy.stage, copy.progress);
-        let state = match stage {
-            Stage::Begun => None,
-            Stage::Copying => Some(MigrationState::Copying),
-            Stage::Root | Stage::SyncSent => Some(MigrationState::Verifying),
-            Stage::Synced | Stage::Proposed => Some(MigrationState::CuttingOver),
-        };
-        if stage == Stage::Proposed {
-            self.propose_promote(cx);
-        } else {
-            self.copy_more(cx);
-            self.advance_migration(cx);
-        }
-        if let Some(state) = state {
-            let command = Command::MigrationProgress { migration, state, progress };
-            self.propose(cx, "progress", command);
-        }
-    }
-
-    /// M10: a seal that lasts too long is given up: at once if nothing was proposed, by the map if
-    /// something was.
-    fn tick_seal(&mut self, cx: &mut Context<P>) {
-        let (segment, expect) = (self.segment, self.epoch());
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(Seal { at, released }) = primary.seal else { return };
-        if cx.now.since(at) < cx.settings.seal_timeout_ns {
-            return;
-        }
-        if primary.copy.is_some() || self.config.joining.is_some() {
-            if primary.abort.is_none() {
-                let reason = "the cut-over took too long".to_string();
-                primary.abort = Some((true, reason));
-            }
-            if !released {
-                primary.seal = None;
-            }
-            self.propose_abort(cx);
-        } else {
-            // The wish for a hand-over is taken back, with a new epoch.
-            let server = cx.me;
-            if !released {
-                primary.seal = None;
-            }
-            let command = Command::RequestTransfer { segment, expect, server };
-            self.propose(cx, "untransfer", command);
         }
     }
 }

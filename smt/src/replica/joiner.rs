@@ -56,10 +56,8 @@ impl<P: Payload> Replica<P> {
         session: CopySession,
         migration: MigrationId,
     ) {
-        let named = self
-            .config
-            .joining
-            .is_some_and(|j| j.target == cx.me && j.migration == migration);
+        let named =
+            self.config.joining.is_some_and(|j| j.target == cx.me && j.migration == migration);
         let free = matches!(self.phase, Phase::Idle | Phase::Joiner(_));
         if self.config.is_member(cx.me) || !free {
             return;
@@ -101,7 +99,9 @@ impl<P: Payload> Replica<P> {
 
     /// Starts from nothing, once no write of an older session is under way.
     pub(super) fn empty_file(&mut self, cx: &mut Context<P>) {
-        let Phase::Joiner(joiner) = &self.phase else { return };
+        let Phase::Joiner(joiner) = &self.phase else {
+            return;
+        };
         let making = self.pending.values().any(|p| matches!(p, Pending::Create));
         if joiner.ready || self.writes_pending > 0 || making {
             return;
@@ -118,7 +118,9 @@ impl<P: Payload> Replica<P> {
 
     pub(super) fn joiner_ready(&mut self, cx: &mut Context<P>) {
         let made_for = self.creating_for.take();
-        let Phase::Joiner(joiner) = &mut self.phase else { return };
+        let Phase::Joiner(joiner) = &mut self.phase else {
+            return;
+        };
         if made_for != Some(joiner.session) {
             // A newer session came while the file was emptied for an older one.
             self.empty_file(cx);
@@ -130,7 +132,9 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn joiner_refuses(&mut self, cx: &mut Context<P>, reason: &str) {
-        let Phase::Joiner(joiner) = &self.phase else { return };
+        let Phase::Joiner(joiner) = &self.phase else {
+            return;
+        };
         let (caller, session) = (joiner.caller, joiner.session);
         let reason = reason.to_string();
         self.respond(cx, caller, PeerBody::JoinRefused { session, reason });
@@ -144,7 +148,9 @@ impl<P: Payload> Replica<P> {
         session: CopySession,
         place: u64,
     ) -> Option<&mut Joiner> {
-        let Phase::Joiner(joiner) = &mut self.phase else { return None };
+        let Phase::Joiner(joiner) = &mut self.phase else {
+            return None;
+        };
         let next = joiner.ready
             && joiner.caller == caller
             && joiner.session == session
@@ -177,7 +183,9 @@ impl<P: Payload> Replica<P> {
         if !sound {
             return;
         }
-        let Some(joiner) = self.in_stream(caller, session, place) else { return };
+        let Some(joiner) = self.in_stream(caller, session, place) else {
+            return;
+        };
         joiner.expected[index(range.first)..index(range.end())].copy_from_slice(&sums);
         let pending = Pending::Place { session, place };
         let request = match data {
@@ -199,7 +207,9 @@ impl<P: Payload> Replica<P> {
         if !self.is_sound(range, &change) || matches!(change, Change::Flush) {
             return;
         }
-        let Some(joiner) = self.in_stream(caller, session, place) else { return };
+        let Some(joiner) = self.in_stream(caller, session, place) else {
+            return;
+        };
         let entries = &mut joiner.expected[index(range.first)..index(range.end())];
         match &change {
             Change::Write { sums, .. } => entries.copy_from_slice(sums),
@@ -210,7 +220,9 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn on_placed(&mut self, cx: &mut Context<P>, session: CopySession, place: u64) {
-        let Phase::Joiner(joiner) = &self.phase else { return };
+        let Phase::Joiner(joiner) = &self.phase else {
+            return;
+        };
         if joiner.session != session {
             return;
         }
@@ -247,11 +259,15 @@ impl<P: Payload> Replica<P> {
         digest: u128,
         result: StoreResult<P>,
     ) {
-        let Phase::Joiner(joiner) = &self.phase else { return };
+        let Phase::Joiner(joiner) = &self.phase else {
+            return;
+        };
         if joiner.session != session {
             return;
         }
-        let StoreResult::Checks { checks } = result else { return };
+        let StoreResult::Checks { checks } = result else {
+            return;
+        };
         let sums: Option<Vec<u64>> = checks
             .iter()
             .map(|check| match check {
@@ -274,7 +290,9 @@ impl<P: Payload> Replica<P> {
         root: u128,
     ) {
         let per_chunk = index(self.geometry.chunk_blocks);
-        let Some(joiner) = self.in_stream(caller, session, place) else { return };
+        let Some(joiner) = self.in_stream(caller, session, place) else {
+            return;
+        };
         let digests: Vec<u128> = joiner.expected.chunks(per_chunk).map(chunk_digest).collect();
         let matched = root_digest(&digests) == root;
         self.respond(cx, caller, PeerBody::VerifyAck { session, place, matched });
@@ -291,7 +309,9 @@ impl<P: Payload> Replica<P> {
         commit: Seq,
     ) {
         let id = self.unique();
-        let Some(joiner) = self.in_stream(caller, session, place) else { return };
+        let Some(joiner) = self.in_stream(caller, session, place) else {
+            return;
+        };
         joiner.stream = Some(Stream::new(id, caller, next_seq));
         joiner.sync_owed = true;
         self.last_seq = Seq(next_seq.0.saturating_sub(1));
@@ -302,7 +322,9 @@ impl<P: Payload> Replica<P> {
 
     fn answer_sync_start(&mut self, cx: &mut Context<P>) {
         let waits = self.pending.values().any(|p| matches!(p, Pending::Place { .. }));
-        let Phase::Joiner(joiner) = &mut self.phase else { return };
+        let Phase::Joiner(joiner) = &mut self.phase else {
+            return;
+        };
         if !joiner.sync_owed || waits {
             return;
         }

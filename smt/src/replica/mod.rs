@@ -10,7 +10,10 @@
 mod activation;
 mod backup;
 mod copying;
+mod cutover;
+mod dispatch;
 mod joiner;
+mod lease;
 mod primary;
 mod reading;
 
@@ -88,18 +91,50 @@ enum Pending {
     /// A record of ours as primary.
     OwnRecord(Seq),
     /// A record of our primary's, in its `stream`.
-    BackupRecord { stream: u64, seq: Seq },
+    BackupRecord {
+        stream: u64,
+        seq: Seq,
+    },
     ClientRead(u64),
     Repair(u64),
-    ChunkRead { session: CopySession, chunk: u32 },
-    Fetch { caller: Caller, id: u64, range: BlockRange, raw: bool },
-    OwnCheck { round: u64 },
-    Collect { caller: Caller, round: u64 },
-    OwnFetch { round: u64, item: usize },
-    OwnFix { round: u64, item: usize },
-    Fix { caller: Caller, id: u64 },
-    Place { session: CopySession, place: u64 },
-    VerifyChunk { session: CopySession, place: u64, digest: u128 },
+    ChunkRead {
+        session: CopySession,
+        chunk: u32,
+    },
+    Fetch {
+        caller: Caller,
+        id: u64,
+        range: BlockRange,
+        raw: bool,
+    },
+    OwnCheck {
+        round: u64,
+    },
+    Collect {
+        caller: Caller,
+        round: u64,
+    },
+    OwnFetch {
+        round: u64,
+        item: usize,
+    },
+    OwnFix {
+        round: u64,
+        item: usize,
+    },
+    Fix {
+        caller: Caller,
+        id: u64,
+    },
+    Place {
+        session: CopySession,
+        place: u64,
+    },
+    VerifyChunk {
+        session: CopySession,
+        place: u64,
+        digest: u128,
+    },
 }
 
 impl Pending {
@@ -614,230 +649,6 @@ impl<P: Payload> Replica<P> {
         }
     }
 
-    /// A request of a peer, on its link to us.
-    pub fn request(&mut self, cx: &mut Context<P>, caller: Caller, message: PeerMessage<P>) {
-        let PeerMessage { segment: _, epoch, body } = message;
-        if let PeerBody::Adopt { config, .. }
-        | PeerBody::Continue { config }
-        | PeerBody::JoinBegin { config, .. } = &body
-        {
-            self.learn(cx, config, false);
-        }
-        if matches!(self.phase, Phase::Faulted) {
-            self.respond(cx, caller, PeerBody::Faulted);
-            return;
-        }
-        if !cx.holds(Mutant::E2NoEpochCheck)
-            && epoch != self.epoch()
-            && let PeerBody::Replicate { record, .. } = body
-        {
-            self.take_any_record(cx, caller, epoch, record);
-            return;
-        }
-            if epoch < self.epoch() {
-                let config = self.config.clone();
-                self.respond(cx, caller, PeerBody::Stale { config });
-                return;
-            }
-            if epoch > self.epoch() {
-                // Its config is on the way by the map; whoever sent this will send it again.
-                return;
-            }
-            if caller.peer != self.config.primary
-                || self.config.primary_incarnation() != Some(caller.incarnation)
-            {
-                return;
-            }
-        match body {
-            PeerBody::Adopt { round, config: _ } => self.on_adopt(cx, caller, round),
-            PeerBody::Continue { config: _ } => {}
-            PeerBody::Collect { round, ranges } => self.on_collect(cx, caller, round, ranges),
-            PeerBody::Fetch { id, range, raw } => self.on_fetch(cx, caller, id, range, raw),
-            PeerBody::Fix { id, range, change } => self.on_fix(cx, caller, id, range, change),
-            PeerBody::Start { round, next_seq } => self.on_start(cx, caller, round, next_seq),
-            PeerBody::Replicate { commit, record } => self.on_record(cx, caller, commit, record),
-            PeerBody::LeaseRelease { commit, sealed_ns } => {
-                self.on_release(cx, commit, sealed_ns);
-            }
-            PeerBody::JoinBegin { session, migration, config: _ } => {
-                self.on_join(cx, caller, session, migration);
-            }
-            PeerBody::Copy { session, place, range, data, sums } => {
-                self.on_copy(cx, caller, session, place, range, data, sums);
-            }
-            PeerBody::Forward { session, place, record } => {
-                self.on_forward(cx, caller, session, place, record);
-            }
-            PeerBody::Verify { session, place, chunk, digest } => {
-                self.on_verify(cx, caller, session, place, chunk, digest);
-            }
-            PeerBody::VerifyRoot { session, place, root } => {
-                self.on_verify_root(cx, caller, session, place, root);
-            }
-            PeerBody::SyncStart { session, place, next_seq, commit } => {
-                self.on_sync_start(cx, caller, session, place, next_seq, commit);
-            }
-            // Answers do not come as requests.
-            PeerBody::AdoptAck { .. }
-            | PeerBody::Collected { .. }
-            | PeerBody::Fetched { .. }
-            | PeerBody::FixAck { .. }
-            | PeerBody::StartAck { .. }
-            | PeerBody::ReplicateAck { .. }
-            | PeerBody::JoinAck { .. }
-            | PeerBody::PlaceAck { .. }
-            | PeerBody::VerifyAck { .. }
-            | PeerBody::SyncStartAck { .. }
-            | PeerBody::Stale { .. }
-            | PeerBody::Faulted
-            | PeerBody::JoinRefused { .. } => {}
-        }
-    }
-
-    /// An answer of a peer, on our link to it.
-    pub fn answer(&mut self, cx: &mut Context<P>, peer: ServerId, message: PeerMessage<P>) {
-        let PeerMessage { segment: _, epoch, body } = message;
-        if let PeerBody::Stale { config } = &body {
-            self.learn(cx, config, false);
-            return;
-        }
-        if epoch != self.epoch() {
-            // An ack of an older epoch says nothing about this one: the records went out again.
-            return;
-        }
-        match body {
-            PeerBody::AdoptAck { round, max_seq, tail, in_doubt } => {
-                self.on_adopt_ack(cx, peer, round, max_seq, &tail, &in_doubt);
-            }
-            PeerBody::Collected { round, checks } => self.on_collected(cx, peer, round, checks),
-            PeerBody::Fetched { id, content } => self.on_fetched(cx, peer, id, content),
-            PeerBody::FixAck { id, ok } => self.on_fix_ack(cx, peer, id, ok),
-            PeerBody::StartAck { round } => self.on_start_ack(cx, peer, round),
-            PeerBody::ReplicateAck { seq } => self.on_record_ack(cx, peer, seq),
-            PeerBody::JoinAck { session } => self.on_join_ack(cx, peer, session),
-            PeerBody::PlaceAck { session, place } => self.on_place_ack(cx, peer, session, place),
-            PeerBody::VerifyAck { session, place, matched } => {
-                self.on_verify_ack(cx, peer, session, place, matched);
-            }
-            PeerBody::SyncStartAck { session } => self.on_sync_ack(cx, peer, session),
-            PeerBody::Faulted => self.peer_lost(cx, peer),
-            PeerBody::JoinRefused { session, reason } => {
-                self.on_join_refused(cx, peer, session, &reason);
-            }
-            PeerBody::Stale { .. }
-            | PeerBody::Adopt { .. }
-            | PeerBody::Continue { .. }
-            | PeerBody::Collect { .. }
-            | PeerBody::Fetch { .. }
-            | PeerBody::Fix { .. }
-            | PeerBody::Start { .. }
-            | PeerBody::Replicate { .. }
-            | PeerBody::LeaseRelease { .. }
-            | PeerBody::JoinBegin { .. }
-            | PeerBody::Copy { .. }
-            | PeerBody::Forward { .. }
-            | PeerBody::Verify { .. }
-            | PeerBody::VerifyRoot { .. }
-            | PeerBody::SyncStart { .. } => {}
-        }
-    }
-
-    pub fn store_done(&mut self, cx: &mut Context<P>, io: IoId, result: StoreResult<P>) {
-        let Some(pending) = self.pending.remove(&io) else { return };
-        if pending.is_write() {
-            self.writes_pending -= 1;
-        }
-        if let StoreResult::Failed { error } = result {
-            match pending {
-                Pending::Delete => self.gone = true,
-                _ => self.fault(cx, error),
-            }
-            return;
-        }
-        match pending {
-            Pending::Create => self.on_created(cx, result),
-            Pending::Meta(epoch) => self.on_meta_durable(cx, epoch),
-            Pending::Delete => self.gone = true,
-            Pending::OwnRecord(seq) => self.on_own_record(cx, seq),
-            Pending::BackupRecord { stream, seq } => self.on_backup_record(cx, stream, seq),
-            Pending::ClientRead(id) => self.on_client_read(cx, id, result),
-            Pending::Repair(id) => self.on_repaired(cx, id),
-            Pending::ChunkRead { session, chunk } => {
-                self.on_chunk_read(cx, session, chunk, result);
-            }
-            Pending::Fetch { caller, id, range, raw } => {
-                self.on_fetch_read(cx, caller, id, range, raw, result);
-            }
-            Pending::OwnCheck { round } => {
-                if let StoreResult::Checks { checks } = result {
-                    let me = cx.me;
-                    self.on_collected(cx, me, round, checks);
-                }
-            }
-            Pending::Collect { caller, round } => {
-                if let StoreResult::Checks { checks } = result {
-                    self.respond(cx, caller, PeerBody::Collected { round, checks });
-                }
-            }
-            Pending::OwnFetch { round, item } => self.on_own_fetch(cx, round, item, result),
-            Pending::OwnFix { round, item } => {
-                let me = cx.me;
-                self.on_fixed(cx, me, round, item);
-            }
-            Pending::Fix { caller, id } => {
-                self.respond(cx, caller, PeerBody::FixAck { id, ok: true });
-            }
-            Pending::Place { session, place } => self.on_placed(cx, session, place),
-            Pending::VerifyChunk { session, place, digest } => {
-                self.on_chunk_checked(cx, session, place, digest, result);
-            }
-        }
-        if self.writes_pending == 0 {
-            self.writes_finished(cx);
-        }
-    }
-
-    fn on_created(&mut self, cx: &mut Context<P>, result: StoreResult<P>) {
-        if let StoreResult::NoSpace = result {
-            if let Phase::Joiner(_) = self.phase {
-                self.joiner_refuses(cx, "no space left on the target");
-            } else {
-                self.fault(cx, "no space left for a new replica".to_string());
-            }
-            return;
-        }
-        self.created = true;
-        if let Phase::Joiner(_) = self.phase {
-            self.durable_epoch = self.durable_epoch.max(self.config.epoch);
-            self.joiner_ready(cx);
-            return;
-        }
-        // The config may have moved on while the file was made.
-        self.set_meta(cx);
-        self.enter_if_mine(cx);
-    }
-
-    /// The adopted config is durable: what waited for it goes on.
-    fn on_meta_durable(&mut self, cx: &mut Context<P>, epoch: Epoch) {
-        self.durable_epoch = self.durable_epoch.max(epoch);
-        match &self.phase {
-            Phase::Primary(_) => self.settle(cx),
-            Phase::Activating(_) => self.advance_activation(cx),
-            Phase::Backup(_) => self.backup_durable(cx),
-            Phase::Idle | Phase::Joiner(_) | Phase::Faulted => {}
-        }
-    }
-
-    /// Nothing of ours is being written any more: an activation may be waiting for that.
-    fn writes_finished(&mut self, cx: &mut Context<P>) {
-        match &self.phase {
-            Phase::Activating(_) => self.advance_activation(cx),
-            Phase::Backup(_) => self.answer_adopt(cx),
-            Phase::Joiner(_) => self.empty_file(cx),
-            Phase::Idle | Phase::Primary(_) | Phase::Faulted => {}
-        }
-    }
-
     /// Whether a range and its sums from a peer fit this segment and the data.
     fn is_sound(&self, range: BlockRange, change: &Change<P>) -> bool {
         match change {
@@ -851,36 +662,18 @@ impl<P: Payload> Replica<P> {
         }
     }
 
-    fn store_change(&mut self, cx: &mut Context<P>, range: BlockRange, change: Change<P>, p: Pending) {
+    fn store_change(
+        &mut self,
+        cx: &mut Context<P>,
+        range: BlockRange,
+        change: Change<P>,
+        p: Pending,
+    ) {
         let request = match change {
             Change::Write { data, sums } => StoreRequest::Write { range, data, sums },
             Change::Zero => StoreRequest::Zero { range },
             Change::Flush => StoreRequest::Flush,
         };
         self.store(cx, request, p);
-    }
-
-    /// The segments and epochs we want `peer`'s promise for, as primary.
-    pub fn wants_lease(&self, peer: ServerId) -> Option<(SegmentId, Epoch)> {
-        let Phase::Primary(primary) = &self.phase else { return None };
-        let asks = primary.asks_lease_of(peer) || self.config.is_member(peer);
-        (asks && !primary.is_released()).then_some((self.segment, self.epoch()))
-    }
-
-    /// L1, L2: promise the primary of the adopted epoch, or refuse.
-    pub fn grant(&mut self, cx: &Context<P>, from: Caller, epoch: Epoch) -> bool {
-        let theirs = self.config.primary == from.peer
-            && self.config.primary_incarnation() == Some(from.incarnation);
-        let role = match &self.phase {
-            Phase::Backup(_) => true,
-            Phase::Joiner(joiner) => joiner.is_synced(),
-            Phase::Idle | Phase::Activating(_) | Phase::Primary(_) | Phase::Faulted => false,
-        };
-        if epoch != self.epoch() || !theirs || !role || self.released >= epoch {
-            return false;
-        }
-        let until = cx.now.after(cx.settings.lease_ns);
-        self.promise = Some(Promise { to: from.peer, until });
-        true
     }
 }

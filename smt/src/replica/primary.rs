@@ -171,12 +171,7 @@ impl<P> Primary<P> {
     }
 }
 
-pub(super) fn reply<P>(
-    cx: &mut Context<P>,
-    segment: SegmentId,
-    asker: Asker,
-    body: ReplyBody<P>,
-) {
+pub(super) fn reply<P>(cx: &mut Context<P>, segment: SegmentId, asker: Asker, body: ReplyBody<P>) {
     let Asker { client, session, op } = asker;
     let reply = ClientReply { op, segment, body };
     cx.actions.push(Action::Reply { client, session, reply });
@@ -235,14 +230,18 @@ impl<P: Payload> Replica<P> {
             reply(cx, self.segment, asker, ReplyBody::Invalid);
             return;
         }
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         primary.last_client_io = cx.now;
         self.admit(cx, asker, body);
     }
 
     /// Starts a request, or holds it back behind what it overlaps.
     fn admit(&mut self, cx: &mut Context<P>, asker: Asker, body: RequestBody<P>) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         let (range, is_write) = match &body {
             RequestBody::Read { range } => (*range, false),
             RequestBody::Write { range, .. } | RequestBody::Zero { range } => (*range, true),
@@ -269,7 +268,9 @@ impl<P: Payload> Replica<P> {
 
     /// Requests held back are looked at again, in the order they came.
     pub(super) fn admit_held(&mut self, cx: &mut Context<P>) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         if primary.held.is_empty() {
             return;
         }
@@ -292,7 +293,9 @@ impl<P: Payload> Replica<P> {
     ) {
         let others: SmallVec<[ServerId; 4]> =
             self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).collect();
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         let seq = primary.next();
         let commit = primary.commit();
         let record = Record { seq, range, change };
@@ -332,14 +335,18 @@ impl<P: Payload> Replica<P> {
     }
 
     fn drop_broken_early(&mut self) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         for server in primary.broken.clone() {
             primary.drop_need(server);
         }
     }
 
     pub(super) fn on_own_record(&mut self, cx: &mut Context<P>, seq: Seq) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         if let Some(f) = primary.get(seq) {
             f.local = true;
             self.try_commit(cx, seq);
@@ -347,7 +354,9 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn on_record_ack(&mut self, cx: &mut Context<P>, peer: ServerId, seq: Seq) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         if let Some(f) = primary.get(seq) {
             f.need.retain(|s| *s != peer);
             self.try_commit(cx, seq);
@@ -365,7 +374,9 @@ impl<P: Payload> Replica<P> {
 
     /// W4 for everything in flight: the required ackers, or the epoch, have changed.
     pub(super) fn settle(&mut self, cx: &mut Context<P>) {
-        let Phase::Primary(primary) = &self.phase else { return };
+        let Phase::Primary(primary) = &self.phase else {
+            return;
+        };
         let (first, next) = (primary.first.0, primary.next().0);
         for seq in first..next {
             self.commit_one(cx, Seq(seq));
@@ -378,9 +389,13 @@ impl<P: Payload> Replica<P> {
     fn commit_one(&mut self, cx: &mut Context<P>, seq: Seq) -> bool {
         let durable = self.is_durable();
         let segment = self.segment;
-        let Phase::Primary(primary) = &mut self.phase else { return false };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return false;
+        };
         let is_first = seq == primary.first;
-        let Some(f) = primary.get(seq) else { return false };
+        let Some(f) = primary.get(seq) else {
+            return false;
+        };
         let acked = f.need.is_empty() || !cx.settings.holds(Mutant::W4AckBeforeAll);
         // A FLUSH is done when all before it is: it waits to become the first.
         let in_turn = is_first || !matches!(f.record.change, Change::Flush);
@@ -398,7 +413,9 @@ impl<P: Payload> Replica<P> {
 
     fn pop_committed(&mut self, cx: &mut Context<P>) {
         loop {
-            let Phase::Primary(primary) = &mut self.phase else { return };
+            let Phase::Primary(primary) = &mut self.phase else {
+                return;
+            };
             while primary.in_flight.front().is_some_and(|f| f.done) {
                 primary.in_flight.pop_front();
                 primary.first = primary.first.next();
@@ -433,7 +450,9 @@ impl<P: Payload> Replica<P> {
     /// E4: whether this primary may go on under the config it has just adopted. Only if no member
     /// is new to it, but for the joiner whose stream it has already started.
     pub(super) fn may_go_on(&self, cx: &Context<P>, old: &SegmentConfig) -> bool {
-        let Phase::Primary(primary) = &self.phase else { return false };
+        let Phase::Primary(primary) = &self.phase else {
+            return false;
+        };
         let own_life = self.config.primary_incarnation() == Some(cx.incarnation);
         own_life
             && self.config.members.iter().all(|m| {
@@ -449,7 +468,9 @@ impl<P: Payload> Replica<P> {
     /// acknowledged goes out again under the new epoch, in order.
     pub(super) fn go_on_in_place(&mut self, cx: &mut Context<P>, old: &SegmentConfig) {
         let config = self.config.clone();
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         primary.seal = None;
         primary.abort = None;
         primary.joiner_progress = cx.now;
@@ -492,7 +513,9 @@ impl<P: Payload> Replica<P> {
 
     pub(super) fn tick_primary(&mut self, cx: &mut Context<P>) {
         let me = cx.me;
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         // W5: who has been silent for too long, and whose connection is gone.
         let mut lost: Vec<(ServerId, bool)> = Vec::new();
         for m in self.config.members.iter().filter(|m| m.server != me) {
@@ -510,7 +533,9 @@ impl<P: Payload> Replica<P> {
         lost.sort_unstable();
         lost.dedup();
         for (peer, slow) in lost {
-            let Phase::Primary(primary) = &self.phase else { return };
+            let Phase::Primary(primary) = &self.phase else {
+                return;
+            };
             let is_new = !primary.broken.contains(&peer);
             if slow && is_new && self.config.is_member(peer) {
                 cx.report(Report::SlowPeer { segment: self.segment, peer });
@@ -527,7 +552,9 @@ impl<P: Payload> Replica<P> {
     /// Stops taking requests; those held back are told to come again.
     pub(super) fn seal(&mut self, cx: &mut Context<P>) {
         let segment = self.segment;
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         if primary.seal.is_some() {
             return;
         }
@@ -540,8 +567,12 @@ impl<P: Payload> Replica<P> {
 
     /// L5: once drained, gives the leases back. True when that is done.
     pub(super) fn release_if_drained(&mut self, cx: &mut Context<P>) -> bool {
-        let Phase::Primary(primary) = &mut self.phase else { return false };
-        let Some(seal) = &mut primary.seal else { return false };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return false;
+        };
+        let Some(seal) = &mut primary.seal else {
+            return false;
+        };
         let Seal { at, released } = *seal;
         if released {
             return true;
@@ -561,31 +592,5 @@ impl<P: Payload> Replica<P> {
             cx.send(peer, message);
         }
         true
-    }
-
-    /// L1: whether every required granter's promise still holds.
-    pub(super) fn has_lease(&self, cx: &Context<P>) -> bool {
-        let Phase::Primary(primary) = &self.phase else { return false };
-        if primary.is_released() {
-            return false;
-        }
-        let held = |s: ServerId| primary.leases.get(&s).is_some_and(|&until| cx.now < until);
-        let members = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
-        let joiner = primary.copy.as_ref().filter(|c| c.was_proposed()).map(|c| c.target);
-        let joiner = joiner.filter(|_| cx.holds(Mutant::L1JoinerNotGranter));
-        members.chain(joiner).all(held)
-    }
-
-    /// A peer has promised, in answer to a request of ours sent at `sent`.
-    pub fn granted(&mut self, cx: &Context<P>, by: ServerId, sent: Tick, epoch: Epoch) {
-        let current = epoch == self.epoch();
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        if !current || sent < primary.leases_since || sent > cx.now {
-            return;
-        }
-        // L2: our clock may be slower than the granter's.
-        let until = sent.after(cx.settings.lease_ns / 100 * 85);
-        let lease = primary.leases.entry(by).or_insert(until);
-        *lease = until.max(*lease);
     }
 }

@@ -44,27 +44,30 @@ fn first_run(blocks: &[u32]) -> Option<BlockRange> {
 impl<P: Payload> Replica<P> {
     pub(super) fn start_read(&mut self, cx: &mut Context<P>, asker: Asker, range: BlockRange) {
         let id = self.unique();
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         primary.reads.insert(id, ReadState { asker, range });
         self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(id));
     }
 
-    pub(super) fn on_client_read(
-        &mut self,
-        cx: &mut Context<P>,
-        id: u64,
-        result: StoreResult<P>,
-    ) {
+    pub(super) fn on_client_read(&mut self, cx: &mut Context<P>, id: u64, result: StoreResult<P>) {
         let leased = self.has_lease(cx) || !cx.holds(Mutant::R2NoLease);
         let usable = leased && self.is_durable();
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(read) = primary.reads.remove(&id) else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        let Some(read) = primary.reads.remove(&id) else {
+            return;
+        };
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let body = match result {
             StoreResult::Data { data, sums } if usable => ReplyBody::Data { data, sums },
             StoreResult::Data { .. } => retry,
             StoreResult::BadBlocks { blocks } => {
-                let Some(range) = first_run(&blocks) else { return };
+                let Some(range) = first_run(&blocks) else {
+                    return;
+                };
                 if primary.is_busy(range) {
                     // A write is replacing the block as we speak.
                     reply(cx, self.segment, read.asker, retry);
@@ -87,15 +90,21 @@ impl<P: Payload> Replica<P> {
         let id = self.unique();
         let left: Vec<ServerId> =
             self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).collect();
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         primary.repairs.insert(id, Repair { range, after, left, asked: None, unheard: false });
         self.ask_next(cx, id);
     }
 
     /// Asks the next member for good blocks, or gives up.
     fn ask_next(&mut self, cx: &mut Context<P>, id: u64) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(repair) = primary.repairs.get_mut(&id) else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        let Some(repair) = primary.repairs.get_mut(&id) else {
+            return;
+        };
         let range = repair.range;
         if let Some(peer) = repair.left.pop() {
             repair.asked = Some((peer, cx.now));
@@ -133,7 +142,9 @@ impl<P: Payload> Replica<P> {
             self.fix_fetched(cx, peer, id, content);
             return;
         };
-        let Some(repair) = primary.repairs.get_mut(&id) else { return };
+        let Some(repair) = primary.repairs.get_mut(&id) else {
+            return;
+        };
         if repair.asked.is_none_or(|(asked, _)| asked != peer) {
             return;
         }
@@ -153,8 +164,12 @@ impl<P: Payload> Replica<P> {
 
     /// Good blocks stand where the bad ones stood: what needed them goes on.
     pub(super) fn on_repaired(&mut self, cx: &mut Context<P>, id: u64) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
-        let Some(repair) = primary.repairs.remove(&id) else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        let Some(repair) = primary.repairs.remove(&id) else {
+            return;
+        };
         let blocks = repair.range.blocks().collect();
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: true });
         match repair.after {
@@ -171,7 +186,9 @@ impl<P: Payload> Replica<P> {
 
     /// Members that do not answer a repair are passed over.
     pub(super) fn tick_repairs(&mut self, cx: &mut Context<P>) {
-        let Phase::Primary(primary) = &mut self.phase else { return };
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         let patience = cx.settings.ack_timeout_ns;
         let late: Vec<u64> = primary
             .repairs

@@ -12,39 +12,93 @@ pub enum Event<P> {
     Tick,
     /// Our link to `peer` is up. Links to every other server of the map are kept by the hands,
     /// redialled when they fall, with a higher id each time.
-    LinkUp { peer: ServerId, link: LinkId },
+    LinkUp {
+        peer: ServerId,
+        link: LinkId,
+    },
     /// It fell: nothing more comes from it, what was sent last may or may not have arrived.
-    LinkDown { peer: ServerId, link: LinkId },
+    LinkDown {
+        peer: ServerId,
+        link: LinkId,
+    },
     /// A peer's link to us, of one of its lives, has closed.
-    PeerClosed { peer: ServerId, incarnation: Incarnation, link: LinkId },
+    PeerClosed {
+        peer: ServerId,
+        incarnation: Incarnation,
+        link: LinkId,
+    },
     /// A request, on a peer's link to us. Bytes of an older link may still come behind those of a
     /// newer one (E3); dropping them is the brain's work.
-    Request { peer: ServerId, incarnation: Incarnation, link: LinkId, message: ServerMessage<P> },
+    Request {
+        peer: ServerId,
+        incarnation: Incarnation,
+        link: LinkId,
+        message: ServerMessage<P>,
+    },
     /// An answer, on our link to a peer.
-    Answer { peer: ServerId, link: LinkId, message: ServerMessage<P> },
+    Answer {
+        peer: ServerId,
+        link: LinkId,
+        message: ServerMessage<P>,
+    },
     /// A client said hello on a new connection (C3).
-    ClientHello { client: ClientId, session: Session },
-    ClientRequest { client: ClientId, session: Session, request: ClientRequest<P> },
+    ClientHello {
+        client: ClientId,
+        session: Session,
+    },
+    ClientRequest {
+        client: ClientId,
+        session: Session,
+        request: ClientRequest<P>,
+    },
     /// The answer to [`Action::Store`].
-    StoreDone { segment: SegmentId, io: IoId, result: StoreResult<P> },
+    StoreDone {
+        segment: SegmentId,
+        io: IoId,
+        result: StoreResult<P>,
+    },
     /// The map moved on to `version`: these segments changed or are new, and these are gone.
     /// Versions arrive in order, starting with a full one; only segments that name this server
     /// (or whose replica it holds) matter here, more do no harm.
-    Map { version: MapVersion, changed: Vec<SegmentConfig>, deleted: Vec<SegmentId> },
+    Map {
+        version: MapVersion,
+        changed: Vec<SegmentConfig>,
+        deleted: Vec<SegmentId>,
+    },
 }
 
 /// Something to do. In the order given; sends of one link keep their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action<P> {
     /// On our link to `peer`; dropped by the hands if that link is no longer the current one.
-    Send { peer: ServerId, link: LinkId, message: ServerMessage<P> },
+    Send {
+        peer: ServerId,
+        link: LinkId,
+        message: ServerMessage<P>,
+    },
     /// On the peer's link to us that the request came by; dropped if it is gone.
-    Respond { peer: ServerId, incarnation: Incarnation, link: LinkId, message: ServerMessage<P> },
+    Respond {
+        peer: ServerId,
+        incarnation: Incarnation,
+        link: LinkId,
+        message: ServerMessage<P>,
+    },
     /// Close our link to `peer` and dial anew.
-    ResetLink { peer: ServerId, link: LinkId },
-    Reply { client: ClientId, session: Session, reply: ClientReply<P> },
+    ResetLink {
+        peer: ServerId,
+        link: LinkId,
+    },
+    Reply {
+        client: ClientId,
+        session: Session,
+        reply: ClientReply<P>,
+    },
     /// Requests of one segment run in this order where they overlap.
-    Store { segment: SegmentId, io: IoId, request: StoreRequest<P> },
+    Store {
+        segment: SegmentId,
+        io: IoId,
+        request: StoreRequest<P>,
+    },
     /// To consensus. No answer is awaited: the map shows what became of it. May be lost.
     Propose(Command),
     /// For the log, the counters and the failure score.
@@ -55,16 +109,34 @@ pub enum Action<P> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     /// This server's replica failed and is out (a device error).
-    ReplicaFaulted { segment: SegmentId, error: String },
+    ReplicaFaulted {
+        segment: SegmentId,
+        error: String,
+    },
     /// Blocks whose data did not match their checksum, and whether good ones replaced them.
-    Mismatch { segment: SegmentId, blocks: Vec<u32>, repaired: bool },
+    Mismatch {
+        segment: SegmentId,
+        blocks: Vec<u32>,
+        repaired: bool,
+    },
     /// At an activation no copy of a block verified; the majority's, or ours, was taken (F2).
-    Unverified { segment: SegmentId, block: u32 },
+    Unverified {
+        segment: SegmentId,
+        block: u32,
+    },
     /// This server is a member of a segment that was active, and has no file of it.
-    ReplicaMissing { segment: SegmentId },
-    Activated { segment: SegmentId, epoch: Epoch },
+    ReplicaMissing {
+        segment: SegmentId,
+    },
+    Activated {
+        segment: SegmentId,
+        epoch: Epoch,
+    },
     /// A peer was too slow to acknowledge, and its eviction proposed (W5).
-    SlowPeer { segment: SegmentId, peer: ServerId },
+    SlowPeer {
+        segment: SegmentId,
+        peer: ServerId,
+    },
 }
 
 /// A replica found on disk at start.

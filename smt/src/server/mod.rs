@@ -56,7 +56,12 @@ impl<P: Payload> Server<P> {
     ) -> Self {
         let replicas = found
             .into_iter()
-            .map(|f| (f.meta.config.segment, Replica::found(f.meta.config.segment, f, started, &settings)))
+            .map(|f| {
+                (
+                    f.meta.config.segment,
+                    Replica::found(f.meta.config.segment, f, started, &settings),
+                )
+            })
             .collect();
         Server {
             id,
@@ -197,8 +202,8 @@ impl<P: Payload> Server<P> {
 
     fn learn(&mut self, now: Tick, config: &SegmentConfig, actions: &mut Vec<Action<P>>) {
         let segment = config.segment;
-        let names_us = config.is_member(self.id)
-            || config.joining.is_some_and(|j| j.target == self.id);
+        let names_us =
+            config.is_member(self.id) || config.joining.is_some_and(|j| j.target == self.id);
         if !self.replicas.contains_key(&segment) {
             if !names_us || self.deleted.contains(&segment) {
                 return;
@@ -323,9 +328,7 @@ impl<P: Payload> Server<P> {
 
     fn tick(&mut self, now: Tick, actions: &mut Vec<Action<P>>) {
         self.each(now, actions, |replica, cx| replica.tick(cx));
-        let due = self
-            .leases_asked
-            .is_none_or(|at| now.since(at) >= self.settings.lease_renew_ns);
+        let due = self.leases_asked.is_none_or(|at| now.since(at) >= self.settings.lease_renew_ns);
         if due {
             self.leases_asked = Some(now);
             self.ask_leases(now, None, actions);

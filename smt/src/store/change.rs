@@ -116,10 +116,7 @@ impl<P: Payload> Store<P> {
         if !self.rules.entry_after_data {
             self.set_entries(key, table);
         }
-        let request = self
-            .requests
-            .get_mut(&key)
-            .expect("a change under way is kept");
+        let request = self.requests.get_mut(&key).expect("a change under way is kept");
         let mut writes = Vec::new();
         if let Work::Write { range, data, sums } = &mut request.work {
             let data = data.take().expect("a write enters the device once");
@@ -139,11 +136,7 @@ impl<P: Payload> Store<P> {
             return self.enter_table(key, table, steps);
         }
         for (range, data) in writes {
-            self.device(
-                Op::Write { key },
-                DeviceOp::WriteData { range, data },
-                steps,
-            );
+            self.device(Op::Write { key }, DeviceOp::WriteData { range, data }, steps);
         }
     }
 
@@ -203,10 +196,7 @@ impl<P: Payload> Store<P> {
     /// Sets the table's entries in memory, and notes whether they must be durable before the
     /// request is done: whether any changes from or to zero.
     fn set_entries(&mut self, key: u64, table: &mut dyn Table) {
-        let request = self
-            .requests
-            .get_mut(&key)
-            .expect("a change under way is kept");
+        let request = self.requests.get_mut(&key).expect("a change under way is kept");
         let range = match &request.work {
             Work::Write { range, sums, .. } => {
                 let (mut from_zero, mut to_zero) = (false, false);
@@ -253,11 +243,8 @@ impl<P: Payload> Store<P> {
         if regions.is_empty() {
             return;
         }
-        let dirty: Vec<u32> = regions
-            .iter()
-            .copied()
-            .filter(|r| self.table_sync.dirty.contains(r))
-            .collect();
+        let dirty: Vec<u32> =
+            regions.iter().copied().filter(|r| self.table_sync.dirty.contains(r)).collect();
         self.table_sync.ranges.extend(self.regions.ranges(&dirty));
         self.table_sync.waiting.push(Waiter::Clearing(regions));
     }
@@ -324,9 +311,7 @@ fn runs_with_data(sums: &[u64]) -> impl Iterator<Item = BlockRange> {
     let mut next = 0;
     std::iter::from_fn(move || {
         let first = (next..count).find(|i| sums[index(*i)] != ZERO_SUM)?;
-        let end = (first..count)
-            .find(|i| sums[index(*i)] == ZERO_SUM)
-            .unwrap_or(count);
+        let end = (first..count).find(|i| sums[index(*i)] == ZERO_SUM).unwrap_or(count);
         next = end;
         Some(BlockRange::new(first, end - first))
     })

@@ -11,11 +11,7 @@ use crate::message::BlockCheck;
 use crate::payload::{Sums, ZERO_SUM, sums_of};
 
 const SEGMENT: SegmentId = SegmentId(7);
-const GEOMETRY: Geometry = Geometry {
-    segment_blocks: 12,
-    chunk_blocks: 4,
-    region_blocks: 4,
-};
+const GEOMETRY: Geometry = Geometry { segment_blocks: 12, chunk_blocks: 4, region_blocks: 4 };
 const BLOCKS: usize = 12;
 const REGIONS: usize = 3;
 const ALL_RULES: Rules = Rules {
@@ -110,10 +106,7 @@ impl Model {
     fn new(seed: u64, rules: Rules) -> Model {
         Model {
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
-            table: ModelTable {
-                history: vec![vec![ZERO_SUM]; BLOCKS],
-                durable: vec![0; BLOCKS],
-            },
+            table: ModelTable { history: vec![vec![ZERO_SUM]; BLOCKS], durable: vec![0; BLOCKS] },
             data_durable: vec![0; BLOCKS],
             data_cached: vec![Vec::new(); BLOCKS],
             intent_memory: vec![false; REGIONS],
@@ -142,9 +135,7 @@ impl Model {
     }
 
     fn data(&self, block: usize) -> u64 {
-        *self.data_cached[block]
-            .last()
-            .unwrap_or(&self.data_durable[block])
+        *self.data_cached[block].last().unwrap_or(&self.data_durable[block])
     }
 
     fn submit(&mut self, request: StoreRequest<Numbers>) -> IoId {
@@ -168,10 +159,7 @@ impl Model {
     fn random_range(&mut self) -> BlockRange {
         let first = self.below(BLOCKS);
         let count = 1 + self.below((BLOCKS - first).min(5));
-        BlockRange::new(
-            u32::try_from(first).expect("small"),
-            u32::try_from(count).expect("small"),
-        )
+        BlockRange::new(u32::try_from(first).expect("small"), u32::try_from(count).expect("small"))
     }
 
     fn write(&mut self, first: u32, values: Vec<u64>) {
@@ -208,10 +196,7 @@ impl Model {
                 self.submit(StoreRequest::Zero { range });
             }
             7 => {
-                let floor = range
-                    .blocks()
-                    .map(|block| self.acked[index(block)])
-                    .collect();
+                let floor = range.blocks().map(|block| self.acked[index(block)]).collect();
                 self.reads.insert(IoId(self.next_io), (range, floor));
                 self.submit(StoreRequest::Read { range });
             }
@@ -234,10 +219,7 @@ impl Model {
     fn take_steps(&mut self) -> Result<(), String> {
         for step in std::mem::take(&mut self.steps) {
             match step {
-                StoreStep::Device {
-                    what: DeviceOp::ClearIntent { regions },
-                    ..
-                } => {
+                StoreStep::Device { what: DeviceOp::ClearIntent { regions }, .. } => {
                     for region in regions {
                         self.intent_memory[index(region)] = false;
                         if self.below(2) == 0 {
@@ -273,11 +255,7 @@ impl Model {
                 let (range, floor) = self.reads.remove(&io).expect("only reads give data");
                 for (i, block) in range.blocks().enumerate() {
                     let value = data.0[i];
-                    let sum = if sums[i] == ZERO_SUM {
-                        sum_of(0, block)
-                    } else {
-                        sums[i]
-                    };
+                    let sum = if sums[i] == ZERO_SUM { sum_of(0, block) } else { sums[i] };
                     let fits = self.asked[index(block)][floor[i]..].contains(&value);
                     if !fits || sum != sum_of(value, block) {
                         return Err(format!("block {block} was read as {value}"));
@@ -332,21 +310,14 @@ impl Model {
             }
             DeviceOp::ReadData { range, zero } => {
                 let read = |block| {
-                    if zero.contains(&block) {
-                        0
-                    } else {
-                        self.data(index(block))
-                    }
+                    if zero.contains(&block) { 0 } else { self.data(index(block)) }
                 };
-                result = DeviceResult::Data {
-                    data: Numbers(range.blocks().map(read).collect()),
-                };
+                result = DeviceResult::Data { data: Numbers(range.blocks().map(read).collect()) };
             }
             other => panic!("nobody asked for {other:?}"),
         }
         let mut steps = std::mem::take(&mut self.steps);
-        self.store
-            .device_done(op, result, &mut self.table, &mut steps);
+        self.store.device_done(op, result, &mut self.table, &mut steps);
         self.steps = steps;
         self.take_steps()
     }
@@ -362,10 +333,7 @@ impl Model {
         while !self.ops.is_empty() {
             self.complete_one()?;
         }
-        assert!(
-            self.store.is_idle(),
-            "nothing on the device, and requests wait"
-        );
+        assert!(self.store.is_idle(), "nothing on the device, and requests wait");
         Ok(())
     }
 
@@ -440,9 +408,7 @@ impl Model {
                 ));
             }
         }
-        let found = (0..3u32)
-            .filter(|region| self.intent_memory[index(*region)])
-            .collect();
+        let found = (0..3u32).filter(|region| self.intent_memory[index(*region)]).collect();
         self.store = Store::with_rules(SEGMENT, GEOMETRY, found, self.rules);
         Ok(())
     }
@@ -530,47 +496,14 @@ proptest! {
 #[test]
 fn without_any_one_of_the_rules_something_acknowledged_is_lost() {
     let without = [
-        (
-            "intent first",
-            Rules {
-                intent_first: false,
-                ..ALL_RULES
-            },
-        ),
-        (
-            "durable before the ack",
-            Rules {
-                ack_durable: false,
-                ..ALL_RULES
-            },
-        ),
-        (
-            "zero entries synced",
-            Rules {
-                zero_entry_synced: false,
-                ..ALL_RULES
-            },
-        ),
-        (
-            "entry after data",
-            Rules {
-                entry_after_data: false,
-                ..ALL_RULES
-            },
-        ),
-        (
-            "settle at open",
-            Rules {
-                settle_at_open: false,
-                ..ALL_RULES
-            },
-        ),
+        ("intent first", Rules { intent_first: false, ..ALL_RULES }),
+        ("durable before the ack", Rules { ack_durable: false, ..ALL_RULES }),
+        ("zero entries synced", Rules { zero_entry_synced: false, ..ALL_RULES }),
+        ("entry after data", Rules { entry_after_data: false, ..ALL_RULES }),
+        ("settle at open", Rules { settle_at_open: false, ..ALL_RULES }),
     ];
     for (rule, rules) in without {
         let seen = (1..20_000).find_map(|seed| run(seed, rules).err());
-        assert!(
-            seen.is_some(),
-            "nothing noticed that the rule is off: {rule}"
-        );
+        assert!(seen.is_some(), "nothing noticed that the rule is off: {rule}");
     }
 }

@@ -50,23 +50,13 @@ pub(super) struct Regions {
 
 impl Regions {
     pub(super) fn new(geometry: Geometry, found: Vec<u32>) -> Regions {
-        let found: BTreeSet<u32> = found
-            .into_iter()
-            .filter(|region| *region < geometry.regions())
-            .collect();
-        let region = Region {
-            bit: Bit::Wanted,
-            pins: 0,
-            quiet_ticks: 0,
-            clearing: false,
-            found: true,
-        };
+        let found: BTreeSet<u32> =
+            found.into_iter().filter(|region| *region < geometry.regions()).collect();
+        let region =
+            Region { bit: Bit::Wanted, pins: 0, quiet_ticks: 0, clearing: false, found: true };
         Regions {
             geometry,
-            regions: found
-                .iter()
-                .map(|number| (*number, region.clone()))
-                .collect(),
+            regions: found.iter().map(|number| (*number, region.clone())).collect(),
             // After a kill -9 a bit may have been found in the page cache alone.
             wanted: found,
             setting: Vec::new(),
@@ -97,11 +87,7 @@ impl Regions {
 
     /// Those set since open, ascending.
     pub(super) fn found(&self) -> Vec<u32> {
-        self.regions
-            .iter()
-            .filter(|(_, r)| r.found)
-            .map(|(region, _)| *region)
-            .collect()
+        self.regions.iter().filter(|(_, r)| r.found).map(|(region, _)| *region).collect()
     }
 
     pub(super) fn pin(&mut self, range: BlockRange) {
@@ -122,10 +108,7 @@ impl Regions {
     pub(super) fn unpin(&mut self, range: BlockRange) {
         for number in self.of(range) {
             // Create and Delete empty the map, but hold the whole store while they do.
-            let region = self
-                .regions
-                .get_mut(&number)
-                .expect("a pinned region is kept");
+            let region = self.regions.get_mut(&number).expect("a pinned region is kept");
             region.pins -= 1;
             if region.pins == 0 && region.bit == Bit::Clear {
                 self.regions.remove(&number);
@@ -136,10 +119,7 @@ impl Regions {
     /// Asks for the bits of pinned `regions`.
     pub(super) fn want(&mut self, regions: impl Iterator<Item = u32>) {
         for number in regions {
-            let region = self
-                .regions
-                .get_mut(&number)
-                .expect("a pinned region is kept");
+            let region = self.regions.get_mut(&number).expect("a pinned region is kept");
             if region.bit == Bit::Clear {
                 region.bit = Bit::Wanted;
                 self.wanted.insert(number);
@@ -149,11 +129,10 @@ impl Regions {
 
     /// Whether no region of `range` waits for its bit.
     pub(super) fn ready(&self, range: BlockRange) -> bool {
-        self.of(range)
-            .all(|region| match self.regions.get(&region) {
-                Some(region) => matches!(region.bit, Bit::Clear | Bit::Set),
-                None => true,
-            })
+        self.of(range).all(|region| match self.regions.get(&region) {
+            Some(region) => matches!(region.bit, Bit::Clear | Bit::Set),
+            None => true,
+        })
     }
 
     /// What the next `Intent` step shall set, if there is one to start.
@@ -163,10 +142,7 @@ impl Regions {
         }
         self.setting = std::mem::take(&mut self.wanted).into_iter().collect();
         for number in &self.setting {
-            self.regions
-                .get_mut(number)
-                .expect("a wanted region is kept")
-                .bit = Bit::Setting;
+            self.regions.get_mut(number).expect("a wanted region is kept").bit = Bit::Setting;
         }
         Some(self.setting.clone())
     }
@@ -174,10 +150,7 @@ impl Regions {
     /// The `Intent` step is done. Answers who waits for bits, to look again.
     pub(super) fn set_done(&mut self) -> Vec<u64> {
         for number in std::mem::take(&mut self.setting) {
-            self.regions
-                .get_mut(&number)
-                .expect("a region being set is kept")
-                .bit = Bit::Set;
+            self.regions.get_mut(&number).expect("a region being set is kept").bit = Bit::Set;
         }
         std::mem::take(&mut self.waiting)
     }
@@ -210,10 +183,7 @@ impl Regions {
     /// Which of `regions`, whose table is durable now, have stayed quiet: they are clear now.
     pub(super) fn end_clearing(&mut self, mut regions: Vec<u32>) -> Vec<u32> {
         regions.retain(|number| {
-            let cleared = self
-                .regions
-                .get(number)
-                .is_some_and(|region| region.clearing);
+            let cleared = self.regions.get(number).is_some_and(|region| region.clearing);
             if cleared {
                 self.regions.remove(number);
             }

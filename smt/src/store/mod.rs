@@ -213,11 +213,7 @@ impl<P: Payload> Store<P> {
                     data.blocks(),
                     sums.len()
                 );
-                Work::Write {
-                    range,
-                    data: Some(data),
-                    sums,
-                }
+                Work::Write { range, data: Some(data), sums }
             }
             StoreRequest::Zero { range } => Work::Zero { range },
             StoreRequest::Flush => Work::Flush,
@@ -239,10 +235,7 @@ impl<P: Payload> Store<P> {
             && !matches!(work, Work::Delete)
         {
             let error = format!("the replica is faulted: {error}");
-            steps.push(StoreStep::Done {
-                io,
-                result: StoreResult::Failed { error },
-            });
+            steps.push(StoreStep::Done { io, result: StoreResult::Failed { error } });
             return;
         }
         self.enqueue(Some(io), work);
@@ -304,10 +297,7 @@ impl<P: Payload> Store<P> {
         table: &mut dyn Table,
         steps: &mut Vec<StoreStep<P>>,
     ) {
-        let exclusive_waits = self
-            .requests
-            .values()
-            .any(|r| matches!(r.lock, Lock::Whole));
+        let exclusive_waits = self.requests.values().any(|r| matches!(r.lock, Lock::Whole));
         if self.failed.is_none() && !exclusive_waits {
             self.begin_clearing(unsettled);
         }
@@ -347,28 +337,15 @@ impl<P: Payload> Store<P> {
         let key = self.next_key;
         self.next_key += 1;
         let lock = work.lock();
-        let blockers = self
-            .requests
-            .values()
-            .filter(|r| r.lock.conflicts(&lock))
-            .count();
+        let blockers = self.requests.values().filter(|r| r.lock.conflicts(&lock)).count();
         if let Some(range) = work.changes() {
             self.regions.pin(range);
         }
         if blockers == 0 {
             self.ready.push_back(key);
         }
-        self.requests.insert(
-            key,
-            Pending {
-                io,
-                lock,
-                blockers,
-                outstanding: 0,
-                table_due: false,
-                work,
-            },
-        );
+        self.requests
+            .insert(key, Pending { io, lock, blockers, outstanding: 0, table_due: false, work });
     }
 
     /// Starts everything that can start.
@@ -415,12 +392,12 @@ impl<P: Payload> Store<P> {
         };
         let what = match &mut request.work {
             Work::Settle => return self.data_sync.wait(key),
-            Work::Create { meta } => DeviceOp::Create {
-                meta: meta.take().expect("a request starts once"),
-            },
-            Work::SetMeta { meta } => DeviceOp::SetMeta {
-                meta: meta.take().expect("a request starts once"),
-            },
+            Work::Create { meta } => {
+                DeviceOp::Create { meta: meta.take().expect("a request starts once") }
+            }
+            Work::SetMeta { meta } => {
+                DeviceOp::SetMeta { meta: meta.take().expect("a request starts once") }
+            }
             Work::Delete => DeviceOp::Delete,
             Work::Write { .. } | Work::Zero { .. } | Work::Flush | Work::Read(_) => {
                 unreachable!("request {key} is made of more than one step")
@@ -461,13 +438,7 @@ impl<P: Payload> Store<P> {
                     }
                 };
                 if matches!(work, Work::Delete) {
-                    self.finish(
-                        key,
-                        StoreResult::Failed {
-                            error: error.clone(),
-                        },
-                        steps,
-                    );
+                    self.finish(key, StoreResult::Failed { error: error.clone() }, steps);
                 }
                 self.poison(error, steps);
             }
@@ -501,13 +472,7 @@ impl<P: Payload> Store<P> {
             if self.alone == Some(key) {
                 self.alone = None;
             }
-            self.finish(
-                key,
-                StoreResult::Failed {
-                    error: error.clone(),
-                },
-                steps,
-            );
+            self.finish(key, StoreResult::Failed { error: error.clone() }, steps);
         }
     }
 

@@ -84,28 +84,19 @@ impl<P> ReadJob<P> {
     fn plan(&mut self, table: &dyn Table) {
         for range in self.ranges.clone() {
             let mut at = self.checks.len();
-            self.checks
-                .extend(range.blocks().map(|block| match table.get(block) {
-                    ZERO_SUM => BlockCheck::Zero,
-                    _ => BlockCheck::Unreadable,
-                }));
+            self.checks.extend(range.blocks().map(|block| match table.get(block) {
+                ZERO_SUM => BlockCheck::Zero,
+                _ => BlockCheck::Unreadable,
+            }));
             let whole = match self.kind {
                 Kind::Read | Kind::ReadRaw => true,
                 Kind::Check => false,
             };
-            let piece_blocks = if whole {
-                range.count
-            } else {
-                CHECK_PIECE_BLOCKS
-            };
+            let piece_blocks = if whole { range.count } else { CHECK_PIECE_BLOCKS };
             let mut first = range.first;
             while first < range.end() {
                 let count = piece_blocks.min(range.end() - first);
-                let piece = Piece {
-                    range: BlockRange::new(first, count),
-                    at,
-                    whole,
-                };
+                let piece = Piece { range: BlockRange::new(first, count), at, whole };
                 if self.has_data(&piece) {
                     self.todo.push_back(piece);
                 }
@@ -121,11 +112,7 @@ impl<P> ReadJob<P> {
             let at = piece.at + i;
             if self.checks[at] != BlockCheck::Zero {
                 let range = BlockRange::new(block, 1);
-                self.todo.push_back(Piece {
-                    range,
-                    at,
-                    whole: false,
-                });
+                self.todo.push_back(Piece { range, at, whole: false });
             }
         }
     }
@@ -133,11 +120,7 @@ impl<P> ReadJob<P> {
     /// The blocks whose check is as `unwanted` says.
     fn blocks_where(&self, unwanted: impl Fn(&BlockCheck) -> bool) -> Vec<u32> {
         let blocks = self.ranges.iter().flat_map(|range| range.blocks());
-        blocks
-            .zip(&self.checks)
-            .filter(|(_, c)| unwanted(c))
-            .map(|(block, _)| block)
-            .collect()
+        blocks.zip(&self.checks).filter(|(_, c)| unwanted(c)).map(|(block, _)| block).collect()
     }
 }
 
@@ -172,11 +155,7 @@ impl<P: Payload> ReadJob<P> {
             None => {
                 assert!(!self.again, "blocks that were read twice gave no data");
                 self.again = true;
-                self.todo.push_back(Piece {
-                    range,
-                    at: 0,
-                    whole: true,
-                });
+                self.todo.push_back(Piece { range, at: 0, whole: true });
                 return None;
             }
         };
@@ -228,10 +207,7 @@ impl<P: Payload> Store<P> {
                     .filter(|(_, check)| **check == BlockCheck::Zero)
                     .map(|(block, _)| block)
                     .collect();
-                let what = DeviceOp::ReadData {
-                    range: piece.range,
-                    zero,
-                };
+                let what = DeviceOp::ReadData { range: piece.range, zero };
                 self.device(Op::Read { key, piece }, what, steps);
             } else if job.on_device > 0 {
                 return;

@@ -7,11 +7,7 @@ use crate::message::BlockCheck;
 use crate::payload::{ZERO_SUM, sums_of};
 
 const SEGMENT: SegmentId = SegmentId(7);
-const GEOMETRY: Geometry = Geometry {
-    segment_blocks: 512,
-    chunk_blocks: 64,
-    region_blocks: 256,
-};
+const GEOMETRY: Geometry = Geometry { segment_blocks: 512, chunk_blocks: 64, region_blocks: 256 };
 
 type Step = StoreStep<Numbers>;
 
@@ -48,15 +44,13 @@ impl Bench {
 
     fn submit(&mut self, io: u64, request: StoreRequest<Numbers>) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.store
-            .submit(IoId(io), request, &mut self.table, &mut steps);
+        self.store.submit(IoId(io), request, &mut self.table, &mut steps);
         steps
     }
 
     fn answer(&mut self, op: u64, result: DeviceResult<Numbers>) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.store
-            .device_done(op, result, &mut self.table, &mut steps);
+        self.store.device_done(op, result, &mut self.table, &mut steps);
         steps
     }
 
@@ -85,17 +79,11 @@ impl Bench {
 fn write(first: u32, values: &[u64]) -> StoreRequest<Numbers> {
     let data = Numbers(values.to_vec());
     let sums = sums_of(&data, SEGMENT, first);
-    StoreRequest::Write {
-        range: BlockRange::new(first, data.blocks()),
-        data,
-        sums,
-    }
+    StoreRequest::Write { range: BlockRange::new(first, data.blocks()), data, sums }
 }
 
 fn read(first: u32, count: u32) -> StoreRequest<Numbers> {
-    StoreRequest::Read {
-        range: BlockRange::new(first, count),
-    }
+    StoreRequest::Read { range: BlockRange::new(first, count) }
 }
 
 fn meta() -> ReplicaMeta {
@@ -148,15 +136,9 @@ fn finished(steps: &[Step]) -> Vec<(u64, &StoreResult<Numbers>)> {
 fn a_first_write_takes_intent_data_sync_and_table_in_this_order() {
     let mut bench = Bench::new();
     let steps = bench.submit(1, write(10, &[5, 6]));
-    assert_eq!(
-        device(&steps),
-        [(0, &DeviceOp::Intent { regions: vec![0] })]
-    );
+    assert_eq!(device(&steps), [(0, &DeviceOp::Intent { regions: vec![0] })]);
     let steps = bench.done(0);
-    assert!(
-        matches!(device(&steps)[..], [(1, DeviceOp::WriteData { .. })]),
-        "{steps:?}"
-    );
+    assert!(matches!(device(&steps)[..], [(1, DeviceOp::WriteData { .. })]), "{steps:?}");
     assert_eq!(device(&bench.done(1)), [(2, &DeviceOp::SyncData)]);
     assert_eq!(bench.table.get(10), ZERO_SUM, "an entry follows its data");
     let steps = bench.done(2);
@@ -174,9 +156,8 @@ fn a_first_write_takes_intent_data_sync_and_table_in_this_order() {
 fn writes_that_come_during_a_sync_share_the_next_one() {
     let mut bench = Bench::new();
     bench.write_through(0, &[1, 1, 1, 1]);
-    let ops: Vec<u64> = (0..4)
-        .map(|i| only_op(&bench.submit(u64::from(i), write(i, &[2]))))
-        .collect();
+    let ops: Vec<u64> =
+        (0..4).map(|i| only_op(&bench.submit(u64::from(i), write(i, &[2])))).collect();
     let first = bench.done(ops[0]);
     let first_sync = only_op(&first);
     for op in &ops[1..3] {
@@ -188,10 +169,7 @@ fn writes_that_come_during_a_sync_share_the_next_one() {
     // Too late for the second: it was written after that sync started.
     assert_eq!(bench.done(ops[3]), []);
     let steps = bench.done(second_sync);
-    assert_eq!(
-        finished(&steps),
-        [(1, &StoreResult::Done), (2, &StoreResult::Done)]
-    );
+    assert_eq!(finished(&steps), [(1, &StoreResult::Done), (2, &StoreResult::Done)]);
     let steps = bench.done(only_op(&steps));
     assert_eq!(finished(&steps), [(3, &StoreResult::Done)]);
 }
@@ -201,21 +179,10 @@ fn regions_asked_for_during_an_intent_step_share_the_next_one() {
     let mut bench = Bench::new();
     assert_eq!(only_op(&bench.submit(1, write(0, &[1]))), 0);
     assert_eq!(bench.submit(2, write(256, &[1])), []);
-    assert_eq!(
-        bench.submit(3, write(5, &[1])),
-        [],
-        "the same region's bit is on its way"
-    );
+    assert_eq!(bench.submit(3, write(5, &[1])), [], "the same region's bit is on its way");
     let steps = bench.done(0);
-    let kinds: Vec<_> = device(&steps)
-        .into_iter()
-        .map(|(_, what)| what.clone())
-        .collect();
-    assert_eq!(
-        kinds.len(),
-        3,
-        "two writes and the next intent step: {steps:?}"
-    );
+    let kinds: Vec<_> = device(&steps).into_iter().map(|(_, what)| what.clone()).collect();
+    assert_eq!(kinds.len(), 3, "two writes and the next intent step: {steps:?}");
     assert_eq!(kinds[2], DeviceOp::Intent { regions: vec![1] });
 }
 
@@ -226,60 +193,39 @@ fn overlapping_requests_run_in_the_order_they_came_and_reads_together() {
     let first = only_op(&bench.submit(1, write(0, &[2, 2])));
     assert_eq!(bench.submit(2, read(1, 1)), []);
     assert_eq!(bench.submit(3, read(1, 2)), []);
-    assert_eq!(
-        bench.submit(4, write(2, &[3])),
-        [],
-        "waits for the read before it"
-    );
+    assert_eq!(bench.submit(4, write(2, &[3])), [], "waits for the read before it");
     let sync = only_op(&bench.done(first));
     let steps = bench.done(sync);
     assert_eq!(finished(&steps), [(1, &StoreResult::Done)]);
     let ops: Vec<u64> = device(&steps).iter().map(|(op, _)| *op).collect();
     assert_eq!(ops.len(), 2, "both reads: {steps:?}");
-    let data = DeviceResult::Data {
-        data: Numbers(vec![2]),
-    };
+    let data = DeviceResult::Data { data: Numbers(vec![2]) };
     assert_eq!(finished(&bench.answer(ops[0], data)).len(), 1);
-    let data = DeviceResult::Data {
-        data: Numbers(vec![2, 1]),
-    };
+    let data = DeviceResult::Data { data: Numbers(vec![2, 1]) };
     let steps = bench.answer(ops[1], data);
     assert_eq!(finished(&steps)[0].0, 3);
-    assert!(matches!(
-        device(&steps)[..],
-        [(_, DeviceOp::WriteData { .. })]
-    ));
+    assert!(matches!(device(&steps)[..], [(_, DeviceOp::WriteData { .. })]));
 }
 
 #[test]
 fn zeroes_are_read_without_the_device_and_masked_where_they_lie_between_data() {
     let mut bench = Bench::new();
     let steps = bench.submit(1, read(0, 3));
-    let zeroes = StoreResult::Data {
-        data: Numbers(vec![0; 3]),
-        sums: [ZERO_SUM; 3].into_iter().collect(),
-    };
+    let zeroes =
+        StoreResult::Data { data: Numbers(vec![0; 3]), sums: [ZERO_SUM; 3].into_iter().collect() };
     assert_eq!(finished(&steps), [(1, &zeroes)]);
 
     bench.write_through(1, &[9]);
     let steps = bench.submit(2, read(0, 3));
-    let what = DeviceOp::ReadData {
-        range: BlockRange::new(0, 3),
-        zero: vec![0, 2],
-    };
+    let what = DeviceOp::ReadData { range: BlockRange::new(0, 3), zero: vec![0, 2] };
     assert_eq!(device(&steps)[0].1, &what);
 }
 
 #[test]
 fn a_zero_is_done_once_its_entries_are_durable_and_at_once_where_all_is_zero() {
     let mut bench = Bench::new();
-    let zero = |first, count| StoreRequest::Zero {
-        range: BlockRange::new(first, count),
-    };
-    assert_eq!(
-        finished(&bench.submit(1, zero(0, 512))),
-        [(1, &StoreResult::Done)]
-    );
+    let zero = |first, count| StoreRequest::Zero { range: BlockRange::new(first, count) };
+    assert_eq!(finished(&bench.submit(1, zero(0, 512))), [(1, &StoreResult::Done)]);
     bench.write_through(300, &[1]);
     // The bit of the region without data is left alone; that of the other is set already.
     let op = only_op(&bench.submit(2, zero(0, 512)));
@@ -291,12 +237,7 @@ fn a_zero_is_done_once_its_entries_are_durable_and_at_once_where_all_is_zero() {
 fn a_copy_with_zeroes_writes_only_the_runs_that_have_data() {
     let mut bench = Bench::new();
     bench.write_through(0, &[1; 6]);
-    let StoreRequest::Write {
-        range,
-        data,
-        mut sums,
-    } = write(0, &[2, 0, 0, 3, 4, 0])
-    else {
+    let StoreRequest::Write { range, data, mut sums } = write(0, &[2, 0, 0, 3, 4, 0]) else {
         unreachable!();
     };
     for i in [1, 2, 5] {
@@ -314,10 +255,7 @@ fn a_copy_with_zeroes_writes_only_the_runs_that_have_data() {
     assert_eq!(bench.done(first), []);
     let sync = only_op(&bench.done(second));
     let table = bench.done(sync);
-    assert!(
-        matches!(device(&table)[..], [(_, DeviceOp::SyncTable { .. })]),
-        "{table:?}"
-    );
+    assert!(matches!(device(&table)[..], [(_, DeviceOp::SyncTable { .. })]), "{table:?}");
     assert_eq!(bench.table.get(1), ZERO_SUM);
 }
 
@@ -326,60 +264,20 @@ fn a_read_names_the_blocks_that_do_not_match() {
     let mut bench = Bench::new();
     bench.write_through(4, &[1, 2, 3]);
     let op = only_op(&bench.submit(1, read(4, 3)));
-    let steps = bench.answer(
-        op,
-        DeviceResult::Data {
-            data: Numbers(vec![1, 7, 3]),
-        },
-    );
-    assert_eq!(
-        finished(&steps),
-        [(1, &StoreResult::BadBlocks { blocks: vec![5] })]
-    );
+    let steps = bench.answer(op, DeviceResult::Data { data: Numbers(vec![1, 7, 3]) });
+    assert_eq!(finished(&steps), [(1, &StoreResult::BadBlocks { blocks: vec![5] })]);
 
-    let op = only_op(&bench.submit(
-        2,
-        StoreRequest::Check {
-            ranges: vec![BlockRange::new(3, 3)],
-        },
-    ));
-    let steps = bench.answer(
-        op,
-        DeviceResult::Data {
-            data: Numbers(vec![0, 1, 7]),
-        },
-    );
+    let op = only_op(&bench.submit(2, StoreRequest::Check { ranges: vec![BlockRange::new(3, 3)] }));
+    let steps = bench.answer(op, DeviceResult::Data { data: Numbers(vec![0, 1, 7]) });
     let sum = |i| sums_of(&Numbers(vec![1, 7]), SEGMENT, 4)[i];
-    let checks = vec![
-        BlockCheck::Zero,
-        BlockCheck::Good(sum(0)),
-        BlockCheck::Bad { actual: sum(1) },
-    ];
+    let checks =
+        vec![BlockCheck::Zero, BlockCheck::Good(sum(0)), BlockCheck::Bad { actual: sum(1) }];
     assert_eq!(finished(&steps), [(2, &StoreResult::Checks { checks })]);
 
-    let op = only_op(&bench.submit(
-        3,
-        StoreRequest::ReadRaw {
-            range: BlockRange::new(5, 1),
-        },
-    ));
-    let steps = bench.answer(
-        op,
-        DeviceResult::Data {
-            data: Numbers(vec![7]),
-        },
-    );
+    let op = only_op(&bench.submit(3, StoreRequest::ReadRaw { range: BlockRange::new(5, 1) }));
+    let steps = bench.answer(op, DeviceResult::Data { data: Numbers(vec![7]) });
     let sums = [sum(1)].into_iter().collect();
-    assert_eq!(
-        finished(&steps),
-        [(
-            3,
-            &StoreResult::Data {
-                data: Numbers(vec![7]),
-                sums
-            }
-        )]
-    );
+    assert_eq!(finished(&steps), [(3, &StoreResult::Data { data: Numbers(vec![7]), sums })]);
 }
 
 #[test]
@@ -391,23 +289,10 @@ fn a_range_that_cannot_be_read_is_read_block_by_block_to_tell_which() {
     let steps = bench.answer(op, DeviceResult::Unreadable);
     let ops: Vec<u64> = device(&steps).iter().map(|(op, _)| *op).collect();
     assert_eq!(ops.len(), 3, "the zero block is not read: {steps:?}");
-    bench.answer(
-        ops[0],
-        DeviceResult::Data {
-            data: Numbers(vec![1]),
-        },
-    );
+    bench.answer(ops[0], DeviceResult::Data { data: Numbers(vec![1]) });
     bench.answer(ops[1], DeviceResult::Unreadable);
-    let steps = bench.answer(
-        ops[2],
-        DeviceResult::Data {
-            data: Numbers(vec![4]),
-        },
-    );
-    assert_eq!(
-        finished(&steps),
-        [(1, &StoreResult::BadBlocks { blocks: vec![1] })]
-    );
+    let steps = bench.answer(ops[2], DeviceResult::Data { data: Numbers(vec![4]) });
+    assert_eq!(finished(&steps), [(1, &StoreResult::BadBlocks { blocks: vec![1] })]);
 }
 
 #[test]
@@ -418,18 +303,8 @@ fn a_range_whose_blocks_all_read_by_themselves_is_read_once_more() {
         let op = only_op(&bench.submit(1, read(0, 2)));
         let steps = bench.answer(op, DeviceResult::Unreadable);
         let ops: Vec<u64> = device(&steps).iter().map(|(op, _)| *op).collect();
-        bench.answer(
-            ops[0],
-            DeviceResult::Data {
-                data: Numbers(vec![1]),
-            },
-        );
-        let steps = bench.answer(
-            ops[1],
-            DeviceResult::Data {
-                data: Numbers(vec![2]),
-            },
-        );
+        bench.answer(ops[0], DeviceResult::Data { data: Numbers(vec![1]) });
+        let steps = bench.answer(ops[1], DeviceResult::Data { data: Numbers(vec![2]) });
         let again = only_op(&steps);
         let data = Numbers(vec![1, 2]);
         if second_time_works {
@@ -438,10 +313,7 @@ fn a_range_whose_blocks_all_read_by_themselves_is_read_once_more() {
             assert_eq!(finished(&steps), [(1, &StoreResult::Data { data, sums })]);
         } else {
             let steps = bench.answer(again, DeviceResult::Unreadable);
-            assert_eq!(
-                finished(&steps),
-                [(1, &StoreResult::BadBlocks { blocks: vec![0, 1] })]
-            );
+            assert_eq!(finished(&steps), [(1, &StoreResult::BadBlocks { blocks: vec![0, 1] })]);
         }
     }
 }
@@ -453,33 +325,14 @@ fn after_a_failure_everything_fails_but_delete_and_create_after_it() {
     let failing = only_op(&bench.submit(1, write(0, &[3])));
     let other = only_op(&bench.submit(2, write(1, &[4])));
     assert_eq!(bench.submit(3, read(0, 1)), []);
-    let steps = bench.answer(
-        failing,
-        DeviceResult::Failed {
-            error: "EIO".to_owned(),
-        },
-    );
+    let steps = bench.answer(failing, DeviceResult::Failed { error: "EIO".to_owned() });
     let failed = finished(&steps);
-    assert_eq!(
-        failed.iter().map(|(io, _)| *io).collect::<Vec<_>>(),
-        [1, 2, 3]
-    );
-    assert!(
-        failed
-            .iter()
-            .all(|(_, result)| matches!(result, StoreResult::Failed { .. }))
-    );
+    assert_eq!(failed.iter().map(|(io, _)| *io).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(failed.iter().all(|(_, result)| matches!(result, StoreResult::Failed { .. })));
     let steps = bench.submit(4, read(5, 1));
-    assert!(
-        matches!(finished(&steps)[..], [(4, StoreResult::Failed { .. })]),
-        "{steps:?}"
-    );
+    assert!(matches!(finished(&steps)[..], [(4, StoreResult::Failed { .. })]), "{steps:?}");
 
-    assert_eq!(
-        bench.submit(5, StoreRequest::Delete),
-        [],
-        "a write is still on the device"
-    );
+    assert_eq!(bench.submit(5, StoreRequest::Delete), [], "a write is still on the device");
     let delete = only_op(&bench.done(other));
     assert_eq!(finished(&bench.done(delete)), [(5, &StoreResult::Done)]);
     let create = only_op(&bench.submit(6, StoreRequest::Create { meta: meta() }));
@@ -491,44 +344,25 @@ fn after_a_failure_everything_fails_but_delete_and_create_after_it() {
 fn no_space_fails_a_create_and_nothing_else() {
     let mut bench = Bench::new();
     let op = only_op(&bench.submit(1, StoreRequest::Create { meta: meta() }));
-    assert_eq!(
-        finished(&bench.answer(op, DeviceResult::NoSpace)),
-        [(1, &StoreResult::NoSpace)]
-    );
+    assert_eq!(finished(&bench.answer(op, DeviceResult::NoSpace)), [(1, &StoreResult::NoSpace)]);
     assert!(!bench.store.is_failed());
     let op = only_op(&bench.submit(2, StoreRequest::SetMeta { meta: meta() }));
-    assert_eq!(
-        bench.submit(3, StoreRequest::SetMeta { meta: meta() }),
-        [],
-        "one after the other"
-    );
+    assert_eq!(bench.submit(3, StoreRequest::SetMeta { meta: meta() }), [], "one after the other");
     let steps = bench.answer(op, DeviceResult::NoSpace);
-    assert!(
-        matches!(finished(&steps)[0], (2, StoreResult::Failed { .. })),
-        "{steps:?}"
-    );
+    assert!(matches!(finished(&steps)[0], (2, StoreResult::Failed { .. })), "{steps:?}");
     assert!(bench.store.is_failed());
 }
 
 #[test]
 fn a_flush_syncs_what_of_the_table_is_not_durable_and_is_free_otherwise() {
     let mut bench = Bench::new();
-    assert_eq!(
-        finished(&bench.submit(1, StoreRequest::Flush)),
-        [(1, &StoreResult::Done)]
-    );
+    assert_eq!(finished(&bench.submit(1, StoreRequest::Flush)), [(1, &StoreResult::Done)]);
     bench.write_through(3, &[1]);
     let steps = bench.submit(2, StoreRequest::Flush);
     let ranges = vec![BlockRange::new(0, 256)];
     assert_eq!(device(&steps)[0].1, &DeviceOp::SyncTable { ranges });
-    assert_eq!(
-        finished(&bench.done(only_op(&steps))),
-        [(2, &StoreResult::Done)]
-    );
-    assert_eq!(
-        finished(&bench.submit(3, StoreRequest::Flush)),
-        [(3, &StoreResult::Done)]
-    );
+    assert_eq!(finished(&bench.done(only_op(&steps))), [(2, &StoreResult::Done)]);
+    assert_eq!(finished(&bench.submit(3, StoreRequest::Flush)), [(3, &StoreResult::Done)]);
 }
 
 #[test]
@@ -538,15 +372,9 @@ fn a_quiet_region_is_cleared_after_its_table_is_durable_and_set_again_for_a_writ
     assert_eq!(bench.tick(&[]), []);
     assert_eq!(bench.tick(&[]), []);
     let steps = bench.tick(&[]);
-    assert!(
-        matches!(device(&steps)[..], [(_, DeviceOp::SyncTable { .. })]),
-        "{steps:?}"
-    );
+    assert!(matches!(device(&steps)[..], [(_, DeviceOp::SyncTable { .. })]), "{steps:?}");
     let steps = bench.done(only_op(&steps));
-    assert_eq!(
-        device(&steps)[0].1,
-        &DeviceOp::ClearIntent { regions: vec![0] }
-    );
+    assert_eq!(device(&steps)[0].1, &DeviceOp::ClearIntent { regions: vec![0] });
     let steps = bench.submit(1, write(0, &[2]));
     assert_eq!(device(&steps)[0].1, &DeviceOp::Intent { regions: vec![0] });
 }

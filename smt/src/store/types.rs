@@ -25,11 +25,7 @@ pub enum StoreRequest<P> {
     /// Make this meta durable.
     SetMeta { meta: ReplicaMeta },
     /// Done when durable. One sum per block; ZERO_SUM marks a block without data (copies only).
-    Write {
-        range: BlockRange,
-        data: P,
-        sums: Sums,
-    },
+    Write { range: BlockRange, data: P, sums: Sums },
     /// The blocks' table entries become zero; done when that is durable.
     Zero { range: BlockRange },
     /// Everything done before it, the table included, is durable when it is done.

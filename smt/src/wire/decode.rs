@@ -32,9 +32,7 @@ pub fn decode<P: Payload>(
     let reply =
         |body| Message::Reply(ClientReply { op: OpId(header.a), segment: header.segment, body });
     let (segment, epoch, range) = (header.segment, header.epoch, header.range);
-    let peer = |body| {
-        Message::Server(ServerMessage::Segment(PeerMessage { segment, epoch, body }))
-    };
+    let peer = |body| Message::Server(ServerMessage::Segment(PeerMessage { segment, epoch, body }));
     let replicate = |change| {
         let record = Record { seq: Seq(header.a), range, change };
         peer(PeerBody::Replicate { commit: Seq(header.b), record })
@@ -124,10 +122,7 @@ impl<P: Payload> Parts<'_, P> {
         let blocks = self.header.range.count;
         let data = self.payload.ok_or(WireError::Malformed { what: "message without data" })?;
         let (words, rest) = self.meta.as_chunks::<8>();
-        if data.blocks() != blocks
-            || !rest.is_empty()
-            || u32::try_from(words.len()) != Ok(blocks)
-        {
+        if data.blocks() != blocks || !rest.is_empty() || u32::try_from(words.len()) != Ok(blocks) {
             return Err(WireError::Malformed { what: "number of blocks" });
         }
         Ok((data, words.iter().map(|w| u64::from_le_bytes(*w)).collect()))
@@ -170,9 +165,7 @@ fn from_cold<P>(cold: Cold) -> PeerBody<P> {
         Cold::Verify { session, place, chunk, digest } => {
             PeerBody::Verify { session, place, chunk, digest }
         }
-        Cold::VerifyRoot { session, place, root } => {
-            PeerBody::VerifyRoot { session, place, root }
-        }
+        Cold::VerifyRoot { session, place, root } => PeerBody::VerifyRoot { session, place, root },
         Cold::VerifyAck { session, place, matched } => {
             PeerBody::VerifyAck { session, place, matched }
         }

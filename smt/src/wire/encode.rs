@@ -84,9 +84,7 @@ impl<P: Payload> Draft<P> {
 /// The bytes of `message`.
 pub fn encode<P: Payload>(message: Message<P>) -> Encoded<P> {
     match message {
-        Message::Hello(hello) => {
-            Encoded { head: hello.to_bytes().to_vec(), payload: None }
-        }
+        Message::Hello(hello) => Encoded { head: hello.to_bytes().to_vec(), payload: None },
         Message::Request(request) => encode_request(request),
         Message::Reply(reply) => encode_reply(reply),
         Message::Server(ServerMessage::Segment(message)) => encode_peer(message),
@@ -119,10 +117,9 @@ fn encode_reply<P: Payload>(reply: ClientReply<P>) -> Encoded<P> {
     let mut b = 0;
     let draft = match body {
         ReplyBody::Done => Draft::new(Kind::Done),
-        ReplyBody::Data { data, sums } => Draft::new(Kind::Data)
-            .range(BlockRange::new(0, data.blocks()))
-            .sums(&sums)
-            .data(data),
+        ReplyBody::Data { data, sums } => {
+            Draft::new(Kind::Data).range(BlockRange::new(0, data.blocks())).sums(&sums).data(data)
+        }
         ReplyBody::Retry { after_ns } => {
             b = after_ns;
             Draft::new(Kind::Retry)
@@ -170,14 +167,10 @@ fn encode_peer<P: Payload>(message: PeerMessage<P>) -> Encoded<P> {
             };
             draft.range(range).ids(session.0, place)
         }
-        PeerBody::PlaceAck { session, place } => {
-            Draft::new(Kind::PlaceAck).ids(session.0, place)
-        }
+        PeerBody::PlaceAck { session, place } => Draft::new(Kind::PlaceAck).ids(session.0, place),
         PeerBody::Fix { id, range, change } => {
             let draft = match change {
-                Change::Write { data, sums } => {
-                    Draft::new(Kind::FixWrite).sums(&sums).data(data)
-                }
+                Change::Write { data, sums } => Draft::new(Kind::FixWrite).sums(&sums).data(data),
                 Change::Zero | Change::Flush => Draft::new(Kind::FixZero),
             };
             draft.range(range).ids(id, 0)
@@ -223,9 +216,7 @@ fn encode_peer<P: Payload>(message: PeerMessage<P>) -> Encoded<P> {
         PeerBody::SyncStartAck { session } => cold(Cold::SyncStartAck { session }),
         PeerBody::Stale { config } => cold(Cold::Stale { config }),
         PeerBody::Faulted => cold(Cold::Faulted),
-        PeerBody::JoinRefused { session, reason } => {
-            cold(Cold::JoinRefused { session, reason })
-        }
+        PeerBody::JoinRefused { session, reason } => cold(Cold::JoinRefused { session, reason }),
     };
     draft.about(segment, epoch).finish()
 }

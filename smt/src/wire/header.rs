@@ -93,10 +93,7 @@ impl Kind {
     ];
 
     fn from_byte(byte: u8) -> Result<Kind, WireError> {
-        Kind::ALL
-            .into_iter()
-            .find(|k| *k as u8 == byte)
-            .ok_or(WireError::Kind { found: byte })
+        Kind::ALL.into_iter().find(|k| *k as u8 == byte).ok_or(WireError::Kind { found: byte })
     }
 }
 

@@ -20,7 +20,12 @@ mod decode;
 mod encode;
 mod header;
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, clippy::expect_used, clippy::arithmetic_side_effects, reason = "tests judge, and may stop")]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::arithmetic_side_effects,
+    reason = "tests judge, and may stop"
+)]
 mod tests;
 mod version;
 
@@ -29,8 +34,8 @@ pub use encode::{Encoded, encode};
 pub use header::{HEADER_BYTES, Header, Hello, Kind, Role, WireError};
 pub use version::VERSION;
 
-use crate::message::{ClientReply, ClientRequest, ServerMessage, VolumeDelta};
 use crate::ids::{MapVersion, VolumeId};
+use crate::message::{ClientReply, ClientRequest, ServerMessage, VolumeDelta};
 
 /// Anything that travels on a data connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +46,10 @@ pub enum Message<P> {
     Reply(ClientReply<P>),
     Server(ServerMessage<P>),
     /// A client asks for the map of a volume from a version on, and for all later deltas.
-    Subscribe { volume: VolumeId, from: MapVersion },
+    Subscribe {
+        volume: VolumeId,
+        from: MapVersion,
+    },
     Delta(VolumeDelta),
 }
 

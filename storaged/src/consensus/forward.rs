@@ -42,9 +42,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                     Err(Lost::Unknown(why)) => return Err(ProposeError::Unknown(why)),
                 }
             }
-            self.pause(deadline)
-                .await
-                .map_err(|()| ProposeError::NotLeader { leader })?;
+            self.pause(deadline).await.map_err(|()| ProposeError::NotLeader { leader })?;
         }
     }
 
@@ -58,14 +56,14 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         let index = loop {
             let error = match self.read_index_here(deadline).await {
                 Ok(index) => break index,
-                Err(ProposeError::NotLeader {
-                    leader: Some(leader),
-                }) => match self.ask(leader, &Request::ReadBarrier, deadline).await {
-                    Ok(Response::ReadBarrier { index }) => break index,
-                    Ok(other) => other.into_error(),
-                    Err(Lost::NotSent) => ProposeError::NotLeader { leader: None },
-                    Err(Lost::Unknown(why)) => ProposeError::Unknown(why),
-                },
+                Err(ProposeError::NotLeader { leader: Some(leader) }) => {
+                    match self.ask(leader, &Request::ReadBarrier, deadline).await {
+                        Ok(Response::ReadBarrier { index }) => break index,
+                        Ok(other) => other.into_error(),
+                        Err(Lost::NotSent) => ProposeError::NotLeader { leader: None },
+                        Err(Lost::Unknown(why)) => ProposeError::Unknown(why),
+                    }
+                }
                 Err(error @ ProposeError::Stopped(_)) => return Err(error),
                 Err(error) => error,
             };
@@ -75,9 +73,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
             Ok(Ok(_)) => Ok(index),
             Ok(Err(_)) => Err(ProposeError::Stopped("the log was shut down".into())),
-            Err(_) => Err(ProposeError::Unknown(format!(
-                "index {index} was not reached in time"
-            ))),
+            Err(_) => Err(ProposeError::Unknown(format!("index {index} was not reached in time"))),
         }
     }
 
@@ -85,9 +81,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         let deadline = self.deadline();
         loop {
             let error = match self.change_here(change.clone()).await {
-                Err(ProposeError::NotLeader {
-                    leader: Some(leader),
-                }) => {
+                Err(ProposeError::NotLeader { leader: Some(leader) }) => {
                     let request = Request::Change(change.clone());
                     match self.ask(leader, &request, deadline).await {
                         Ok(Response::Changed) => return Ok(()),
@@ -139,9 +133,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                 }
                 _ => Err(Lost::Unknown(format!("call server {leader}: {error}"))),
             },
-            Err(_) => Err(Lost::Unknown(format!(
-                "server {leader} did not answer in time"
-            ))),
+            Err(_) => Err(Lost::Unknown(format!("server {leader} did not answer in time"))),
         }
     }
 }

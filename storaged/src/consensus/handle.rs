@@ -36,9 +36,7 @@ pub struct Consensus<SM, T> {
 
 impl<SM, T> Clone for Consensus<SM, T> {
     fn clone(&self) -> Self {
-        Self {
-            inner: Arc::clone(&self.inner),
-        }
+        Self { inner: Arc::clone(&self.inner) }
     }
 }
 
@@ -79,21 +77,15 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
     ) -> Result<Self, ConsensusError> {
         let engine_config = Arc::new(engine_config(&config)?);
         let log_dir = config.dir.join("log");
-        fs::create_dir_all(&log_dir).map_err(|source| ConsensusError::CreateDir {
-            dir: log_dir.clone(),
-            source,
-        })?;
+        fs::create_dir_all(&log_dir)
+            .map_err(|source| ConsensusError::CreateDir { dir: log_dir.clone(), source })?;
         let mut store = LogStore::open(&log_dir, config.id)?;
         let mut machine = Machine::open(&config.dir, state_machine)?;
         let stopped = |reason: String| ConsensusError::Stopped { reason };
 
-        let purged = store
-            .last_purged()
-            .map_err(|error| stopped(error.to_string()))?;
-        let (restored, _) = machine
-            .applied_state()
-            .await
-            .map_err(|error| stopped(error.to_string()))?;
+        let purged = store.last_purged().map_err(|error| stopped(error.to_string()))?;
+        let (restored, _) =
+            machine.applied_state().await.map_err(|error| stopped(error.to_string()))?;
         if purged > restored {
             // openraft would go on with an empty state.
             return Err(ConsensusError::SnapshotMissing {
@@ -103,9 +95,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             });
         }
 
-        step_down(&mut store, config.id)
-            .await
-            .map_err(|error| stopped(error.to_string()))?;
+        step_down(&mut store, config.id).await.map_err(|error| stopped(error.to_string()))?;
 
         let log = store.closed();
         let shared = machine.shared();
@@ -117,9 +107,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             .await
             .map_err(|error| stopped(error.to_string()))?;
         // Answered by the running engine: from here on its metrics tell what it is.
-        raft.with_raft_state(|_| ())
-            .await
-            .map_err(|error| stopped(error.to_string()))?;
+        raft.with_raft_state(|_| ()).await.map_err(|error| stopped(error.to_string()))?;
         let inner = Inner {
             config,
             raft,
@@ -129,9 +117,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             receiving: Mutex::new(None),
             log,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Founds the log with `members` as its voters; to be called on one server, which must be
@@ -147,13 +133,11 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             Ok(()) => Ok(true),
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
             Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => {
-                Err(ConsensusError::Initialize {
-                    reason: error.to_string(),
-                })
+                Err(ConsensusError::Initialize { reason: error.to_string() })
             }
-            Err(RaftError::Fatal(error)) => Err(ConsensusError::Stopped {
-                reason: error.to_string(),
-            }),
+            Err(RaftError::Fatal(error)) => {
+                Err(ConsensusError::Stopped { reason: error.to_string() })
+            }
         }
     }
 
@@ -196,9 +180,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                     let why = "leadership was lost before a majority had the command";
                     return Err(ProposeError::Unknown(why.into()));
                 }
-                let leader = to
-                    .leader_id
-                    .filter(|leader| *leader != self.inner.config.id);
+                let leader = to.leader_id.filter(|leader| *leader != self.inner.config.id);
                 Err(ProposeError::NotLeader { leader })
             }
             Ok(Err(RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_)))) => {
@@ -219,9 +201,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         match timeout_at(deadline, self.inner.raft.get_read_log_id()).await {
             Ok(Ok((read, _applied))) => Ok(read.index().unwrap_or(0)),
             Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {
-                let leader = to
-                    .leader_id
-                    .filter(|leader| *leader != self.inner.config.id);
+                let leader = to.leader_id.filter(|leader| *leader != self.inner.config.id);
                 Err(ProposeError::NotLeader { leader })
             }
             Ok(Err(RaftError::APIError(error @ CheckIsLeaderError::QuorumNotEnough(_)))) => {
@@ -250,11 +230,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<ServerId> = membership.voter_ids().collect();
         let learners = membership.learner_ids().collect();
-        let stopped = metrics
-            .running_state
-            .as_ref()
-            .err()
-            .map(ToString::to_string);
+        let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
         let role = match (metrics.state, &stopped) {
             (_, Some(_)) | (ServerState::Shutdown, None) => Role::Stopped,
             (ServerState::Leader, None) => Role::Leader,
@@ -369,10 +345,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             },
             Request::Snapshot(chunk) => self.take_chunk(chunk).await,
             Request::Propose(Blob(command)) => match self.propose(command).await {
-                Ok((index, reply)) => Response::Proposed {
-                    index,
-                    reply: Blob(reply),
-                },
+                Ok((index, reply)) => Response::Proposed { index, reply: Blob(reply) },
                 Err(error) => Response::from_error(error),
             },
             Request::ReadBarrier => match self.read_index_here(self.deadline()).await {
@@ -387,20 +360,9 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
     }
 
     async fn take_chunk(&self, chunk: SnapshotChunk) -> Response {
-        let SnapshotChunk {
-            vote,
-            meta,
-            offset,
-            image_bytes,
-            image_xxh3,
-            bytes: Blob(bytes),
-        } = chunk;
-        let mine = match self
-            .inner
-            .raft
-            .with_raft_state(|state| *state.vote_ref())
-            .await
-        {
+        let SnapshotChunk { vote, meta, offset, image_bytes, image_xxh3, bytes: Blob(bytes) } =
+            chunk;
+        let mine = match self.inner.raft.with_raft_state(|state| *state.vote_ref()).await {
             Ok(mine) => mine,
             Err(error) => return Response::Failed(error.to_string()),
         };
@@ -409,21 +371,15 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         }
         self.hear(vote.leader_id.node_id);
         let whole = {
-            let mut slot = self
-                .inner
-                .receiving
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut slot = self.inner.receiving.lock().unwrap_or_else(PoisonError::into_inner);
             let begun = slot.take().filter(|begun| {
                 offset > 0 && begun.vote == vote && begun.snapshot_id == meta.snapshot_id
             });
             let mut receiving = match begun {
                 Some(begun) => begun,
-                None => Receiving {
-                    vote,
-                    snapshot_id: meta.snapshot_id.clone(),
-                    image: Vec::new(),
-                },
+                None => {
+                    Receiving { vote, snapshot_id: meta.snapshot_id.clone(), image: Vec::new() }
+                }
             };
             if bytes_len(&receiving.image) != offset || bytes.is_empty() {
                 return Response::Snapshot(ChunkAnswer::Restart);
@@ -438,10 +394,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         if bytes_len(&whole) != image_bytes || xxh3_128(&whole) != image_xxh3 {
             return Response::Snapshot(ChunkAnswer::Restart);
         }
-        let snapshot = Snapshot {
-            meta,
-            snapshot: Box::new(SnapshotImage(whole.into())),
-        };
+        let snapshot = Snapshot { meta, snapshot: Box::new(SnapshotImage(whole.into())) };
         match self.inner.raft.install_full_snapshot(vote, snapshot).await {
             Ok(answer) => Response::Snapshot(ChunkAnswer::Accepted { vote: answer.vote }),
             Err(error) => Response::Failed(error.to_string()),
@@ -451,34 +404,17 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
     /// Whether a majority answered this leader recently.
     fn leads_with_quorum(&self, metrics: &RaftMetrics<ServerId, Peer>) -> bool {
         let recent_ms = self.inner.config.election_max_ms;
-        let alone = metrics
-            .membership_config
-            .voter_ids()
-            .all(|id| id == metrics.id);
-        alone
-            || metrics
-                .millis_since_quorum_ack
-                .is_some_and(|ms| ms < recent_ms)
+        let alone = metrics.membership_config.voter_ids().all(|id| id == metrics.id);
+        alone || metrics.millis_since_quorum_ack.is_some_and(|ms| ms < recent_ms)
     }
 
     fn hear(&self, leader: ServerId) {
-        let heard = Heard {
-            leader,
-            at: Instant::now(),
-        };
-        *self
-            .inner
-            .heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(heard);
+        let heard = Heard { leader, at: Instant::now() };
+        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 
     fn heard(&self) -> Option<Heard> {
-        *self
-            .inner
-            .heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -527,9 +463,7 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
         )));
     }
     let lease_ms = lease_ms(config);
-    let random_min_ms = election_min_ms
-        .saturating_sub(lease_ms)
-        .max(heartbeat_ms + 1);
+    let random_min_ms = election_min_ms.saturating_sub(lease_ms).max(heartbeat_ms + 1);
     // A lease must outlast two lost heartbeats, which openraft sends every 1.5 intervals.
     if lease_ms < heartbeat_ms.saturating_mul(4) || random_min_ms >= lease_ms {
         return Err(settings(format!(
@@ -548,7 +482,5 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
         max_in_snapshot_log_to_keep: *keep_entries,
         ..Config::default()
     };
-    engine
-        .validate()
-        .map_err(|error| settings(error.to_string()))
+    engine.validate().map_err(|error| settings(error.to_string()))
 }

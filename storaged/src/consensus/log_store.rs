@@ -113,10 +113,7 @@ impl LogStore {
             }
             (Some(format), Some(server)) => {
                 if format != FORMAT.to_le_bytes() {
-                    return Err(ConsensusError::Format {
-                        dir: dir.to_path_buf(),
-                        found: format,
-                    });
+                    return Err(ConsensusError::Format { dir: dir.to_path_buf(), found: format });
                 }
                 if server != id.to_le_bytes() {
                     return Err(ConsensusError::OtherServer {
@@ -142,17 +139,10 @@ impl LogStore {
             })?,
         };
 
-        let reader = LogReader {
-            db: Arc::new(db),
-            unwritten: Arc::new(Mutex::default()),
-        };
+        let reader = LogReader { db: Arc::new(db), unwritten: Arc::new(Mutex::default()) };
         let thread = LogThread::start(Arc::clone(&reader.db), Arc::clone(&reader.unwritten))
             .map_err(|source| ConsensusError::Thread { source })?;
-        Ok(Self {
-            reader,
-            thread,
-            committed,
-        })
+        Ok(Self { reader, thread, committed })
     }
 
     pub(super) fn closed(&self) -> LogClosed {
@@ -172,42 +162,26 @@ impl LogStore {
         self.thread
             .send(op(done))
             .map_err(|_| write_error(AnyError::error("the log thread has ended")))?;
-        written
-            .await
-            .map_err(|_| write_error(AnyError::error("the log thread has ended")))
+        written.await.map_err(|_| write_error(AnyError::error("the log thread has ended")))
     }
 }
 
 impl LogReader {
     fn meta<V: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<V>, StorageError> {
-        let meta = self
-            .db
-            .cf_handle(META_FAMILY)
-            .expect("opened with this family");
+        let meta = self.db.cf_handle(META_FAMILY).expect("opened with this family");
         let bytes = self.db.get_cf(meta, key).map_err(read_error)?;
-        bytes
-            .map(|bytes| decode(&bytes))
-            .transpose()
-            .map_err(read_error)
+        bytes.map(|bytes| decode(&bytes)).transpose().map_err(read_error)
     }
 
     fn last(&self) -> Result<Option<Entry>, StorageError> {
         let unwritten = {
-            let unwritten = self
-                .unwritten
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            unwritten
-                .last_key_value()
-                .map(|(index, entry)| (*index, Arc::clone(entry)))
+            let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+            unwritten.last_key_value().map(|(index, entry)| (*index, Arc::clone(entry)))
         };
         if let Some((index, entry)) = unwritten {
             return decode_entry(index, &entry).map(Some);
         }
-        let log = self
-            .db
-            .cf_handle(LOG_FAMILY)
-            .expect("opened with this family");
+        let log = self.db.cf_handle(LOG_FAMILY).expect("opened with this family");
         match self.db.iterator_cf(log, IteratorMode::End).next() {
             None => Ok(None),
             Some(Err(error)) => Err(read_error(error)),
@@ -224,21 +198,13 @@ impl LogReader {
         }
         // First what is not written yet: an entry leaves this map only after the database has it.
         let unwritten: Vec<(u64, Arc<[u8]>)> = {
-            let unwritten = self
-                .unwritten
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
             let range = unwritten.range(start..end);
-            range
-                .map(|(index, entry)| (*index, Arc::clone(entry)))
-                .collect()
+            range.map(|(index, entry)| (*index, Arc::clone(entry))).collect()
         };
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes: usize = 0;
-        let log = self
-            .db
-            .cf_handle(LOG_FAMILY)
-            .expect("opened with this family");
+        let log = self.db.cf_handle(LOG_FAMILY).expect("opened with this family");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.to_be_bytes().to_vec());
         let from = start.to_be_bytes();
@@ -319,10 +285,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Some(entry) => Some(entry.log_id),
             None => last_purged_log_id,
         };
-        Ok(LogState {
-            last_purged_log_id,
-            last_log_id,
-        })
+        Ok(LogState { last_purged_log_id, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -367,20 +330,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             encoded.push((entry.log_id.index, Arc::from(encode(&entry)?)));
         }
         {
-            let mut unwritten = self
-                .reader
-                .unwritten
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut unwritten =
+                self.reader.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
             unwritten.extend(encoded.iter().cloned());
         }
-        let op = LogOp::Append {
-            entries: encoded,
-            done: callback,
-        };
-        self.thread
-            .send(op)
-            .map_err(|_| write_error(AnyError::error("the log thread has ended")))
+        let op = LogOp::Append { entries: encoded, done: callback };
+        self.thread.send(op).map_err(|_| write_error(AnyError::error("the log thread has ended")))
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {

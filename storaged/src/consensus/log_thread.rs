@@ -37,7 +37,9 @@ pub(super) enum LogOp {
         done: oneshot::Sender<()>,
     },
     /// Not synced: losing it only means that more of the log is replayed.
-    Committed { log_id: Vec<u8> },
+    Committed {
+        log_id: Vec<u8>,
+    },
     /// Removes `since` and everything after it.
     Truncate {
         since: u64,
@@ -69,10 +71,7 @@ impl LogThread {
         let handle = thread::Builder::new()
             .name("consensus-log".into())
             .spawn(move || run(&db, &queue, &unwritten))?;
-        Ok(Self {
-            ops: Some(ops),
-            handle: Some(handle),
-        })
+        Ok(Self { ops: Some(ops), handle: Some(handle) })
     }
 
     /// # Errors
@@ -160,16 +159,14 @@ impl Group {
                 self.batch.put_cf(meta, COMMITTED_KEY, log_id);
             }
             LogOp::Truncate { since, done } => {
-                self.batch
-                    .delete_range_cf(log, since.to_be_bytes(), u64::MAX.to_be_bytes());
+                self.batch.delete_range_cf(log, since.to_be_bytes(), u64::MAX.to_be_bytes());
                 self.needs_sync = true;
                 self.answers.push(Answer::Written(done));
             }
             LogOp::Purge { upto, log_id, done } => {
                 self.batch.put_cf(meta, PURGED_KEY, log_id);
                 let end = upto.saturating_add(1);
-                self.batch
-                    .delete_range_cf(log, 0_u64.to_be_bytes(), end.to_be_bytes());
+                self.batch.delete_range_cf(log, 0_u64.to_be_bytes(), end.to_be_bytes());
                 self.needs_sync = true;
                 self.answers.push(Answer::Written(done));
             }

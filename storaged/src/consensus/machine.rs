@@ -80,18 +80,11 @@ impl<SM: StateMachine> Machine<SM> {
         let (index, _) = watch::channel(last.map_or(0, |id| id.index));
         let shared = Shared {
             dir: dir.to_path_buf(),
-            state: RwLock::new(Applied {
-                machine,
-                last,
-                membership,
-                digest,
-            }),
+            state: RwLock::new(Applied { machine, last, membership, digest }),
             stored: Mutex::new(last),
             index,
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     pub(super) fn shared(&self) -> Arc<Shared<SM>> {
@@ -101,15 +94,11 @@ impl<SM: StateMachine> Machine<SM> {
 
 impl<SM: StateMachine> Shared<SM> {
     fn read(&self) -> RwLockReadGuard<'_, Applied<SM>> {
-        self.state
-            .read()
-            .expect("a state machine that panicked half-way must not be read")
+        self.state.read().expect("a state machine that panicked half-way must not be read")
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Applied<SM>> {
-        self.state
-            .write()
-            .expect("a state machine that panicked half-way must not be used")
+        self.state.write().expect("a state machine that panicked half-way must not be used")
     }
 
     /// Runs `f` on the state and the index it is at; nothing is applied meanwhile.
@@ -158,9 +147,7 @@ impl<SM: StateMachine> Shared<SM> {
         let mut image = Vec::with_capacity(DIGEST_BYTES + body.len());
         image.extend_from_slice(&state.digest.to_le_bytes());
         image.extend_from_slice(&body);
-        let position = state
-            .last
-            .map_or_else(|| "none".to_owned(), |id| id.to_string());
+        let position = state.last.map_or_else(|| "none".to_owned(), |id| id.to_string());
         let meta = SnapshotMeta {
             last_log_id: state.last,
             last_membership: state.membership.clone(),
@@ -211,10 +198,7 @@ impl<SM: StateMachine> RaftStateMachine<TypeConfig> for Machine<SM> {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let replies = entries
-            .into_iter()
-            .map(|entry| self.shared.apply(entry))
-            .collect();
+        let replies = entries.into_iter().map(|entry| self.shared.apply(entry)).collect();
         let (index, _) = self.shared.digest();
         self.shared.index.send_replace(index);
         Ok(replies)
@@ -228,10 +212,7 @@ impl<SM: StateMachine> RaftStateMachine<TypeConfig> for Machine<SM> {
             Ok(taken) => Ok(taken),
             Err(error) => Err(StorageIOError::read_state_machine(AnyError::new(&error)).into()),
         };
-        SnapshotBuilder {
-            shared: self.shared(),
-            taken: Some(taken),
-        }
+        SnapshotBuilder { shared: self.shared(), taken: Some(taken) }
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotImage>, StorageError> {
@@ -258,10 +239,7 @@ impl<SM: StateMachine> RaftStateMachine<TypeConfig> for Machine<SM> {
         .await
         .map_err(|error| interrupted(&error))?
         .map_err(|error| StorageIOError::read_snapshot(None, AnyError::new(&error)))?;
-        Ok(loaded.map(|(meta, image)| Snapshot {
-            meta,
-            snapshot: Box::new(image),
-        }))
+        Ok(loaded.map(|(meta, image)| Snapshot { meta, snapshot: Box::new(image) }))
     }
 }
 
@@ -271,9 +249,7 @@ impl<SM: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<SM> {
             Some(taken) => taken?,
             None => {
                 let shared = Arc::clone(&self.shared);
-                spawn_blocking(move || shared.take())
-                    .await
-                    .map_err(|error| interrupted(&error))?
+                spawn_blocking(move || shared.take()).await.map_err(|error| interrupted(&error))?
             }
         };
         let (shared, written_meta, written) =
@@ -281,10 +257,7 @@ impl<SM: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<SM> {
         spawn_blocking(move || shared.store(&written_meta, &written))
             .await
             .map_err(|error| interrupted(&error))?;
-        Ok(Snapshot {
-            meta,
-            snapshot: Box::new(image),
-        })
+        Ok(Snapshot { meta, snapshot: Box::new(image) })
     }
 }
 
@@ -297,10 +270,7 @@ fn interrupted(error: &tokio::task::JoinError) -> StorageError {
 fn split(image: &SnapshotImage) -> Result<(u128, &[u8]), String> {
     match image.0.split_first_chunk::<DIGEST_BYTES>() {
         Some((digest, body)) => Ok((u128::from_le_bytes(*digest), body)),
-        None => Err(format!(
-            "an image of {} bytes holds no digest",
-            image.0.len()
-        )),
+        None => Err(format!("an image of {} bytes holds no digest", image.0.len())),
     }
 }
 

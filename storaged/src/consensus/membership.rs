@@ -48,10 +48,8 @@ pub fn voters_wanted(servers: &[VoterCandidate]) -> BTreeSet<ServerId> {
     let mut voters = BTreeSet::new();
     let mut in_zone: BTreeMap<&str, usize> = BTreeMap::new();
     while voters.len() < wanted {
-        let best = servers
-            .iter()
-            .filter(|server| !voters.contains(&server.id))
-            .min_by_key(|server| {
+        let best =
+            servers.iter().filter(|server| !voters.contains(&server.id)).min_by_key(|server| {
                 let crowd = in_zone.get(server.zone.as_str()).copied().unwrap_or(0);
                 (!server.up, crowd, !server.votes, server.id)
             });
@@ -106,9 +104,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
     pub(super) async fn change_here(&self, change: Change) -> Result<(), ProposeError> {
         let metrics = self.inner.raft.metrics().borrow().clone();
         if !metrics.state.is_leader() {
-            let leader = metrics
-                .current_leader
-                .filter(|leader| *leader != metrics.id);
+            let leader = metrics.current_leader.filter(|leader| *leader != metrics.id);
             return Err(ProposeError::NotLeader { leader });
         }
         let membership = metrics.membership_config.membership();
@@ -139,9 +135,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
                 if wanted == voters && membership.get_joint_config().len() == 1 {
                     return Ok(());
                 }
-                let last = metrics
-                    .last_log_index
-                    .map_or(0, |last| last.saturating_add(1));
+                let last = metrics.last_log_index.map_or(0, |last| last.saturating_add(1));
                 for id in wanted.difference(&voters) {
                     if membership.get_node(id).is_none() {
                         let reason = format!("server {id} is no member");
@@ -193,39 +187,25 @@ mod tests {
     use super::*;
 
     fn server(id: ServerId, zone: &str) -> VoterCandidate {
-        VoterCandidate {
-            id,
-            zone: zone.into(),
-            up: true,
-            votes: false,
-        }
+        VoterCandidate { id, zone: zone.into(), up: true, votes: false }
     }
 
     fn spread(count: ServerId) -> Vec<VoterCandidate> {
-        (1..=count)
-            .map(|id| server(id, &format!("zone {id}")))
-            .collect()
+        (1..=count).map(|id| server(id, &format!("zone {id}"))).collect()
     }
 
     #[test]
     fn the_number_of_voters_follows_the_number_of_servers() {
         let expected = [0, 1, 2, 3, 3, 3, 3, 5, 5, 5];
         for (count, expected) in (0..).zip(expected) {
-            assert_eq!(
-                voters_wanted(&spread(count)).len(),
-                expected,
-                "{count} servers"
-            );
+            assert_eq!(voters_wanted(&spread(count)).len(), expected, "{count} servers");
         }
     }
 
     #[test]
     fn voters_stand_in_different_zones_when_they_can() {
         let zones = ["a", "a", "a", "b", "c", "c"];
-        let servers: Vec<_> = (1..)
-            .zip(zones)
-            .map(|(id, zone)| server(id, zone))
-            .collect();
+        let servers: Vec<_> = (1..).zip(zones).map(|(id, zone)| server(id, zone)).collect();
         assert_eq!(voters_wanted(&servers), BTreeSet::from([1, 4, 5]));
     }
 

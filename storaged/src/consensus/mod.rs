@@ -187,24 +187,13 @@ pub enum ConsensusError {
         "open the consensus log in {} (if it is damaged: wipe this server, and add it again under a new id)",
         dir.display()
     )]
-    OpenLog {
-        dir: PathBuf,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    OpenLog { dir: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the consensus log in {} has format {found:?}, unknown to this server", dir.display())]
     Format { dir: PathBuf, found: Vec<u8> },
     #[error("the consensus log in {} belongs to server {found:?}, not to {id}", dir.display())]
-    OtherServer {
-        dir: PathBuf,
-        id: ServerId,
-        found: Vec<u8>,
-    },
+    OtherServer { dir: PathBuf, id: ServerId, found: Vec<u8> },
     #[error("decode the {what} of the consensus log in {}", dir.display())]
-    Damaged {
-        dir: PathBuf,
-        what: &'static str,
-        source: io::Error,
-    },
+    Damaged { dir: PathBuf, what: &'static str, source: io::Error },
     #[error("start the log thread")]
     Thread { source: io::Error },
     #[error("load the consensus snapshot")]
@@ -212,11 +201,7 @@ pub enum ConsensusError {
     #[error("restore the state from the snapshot at {index}: {reason}")]
     Restore { index: u64, reason: String },
     #[error("the log was purged up to {purged}, but the snapshot in {} ends at {snapshot:?}", dir.display())]
-    SnapshotMissing {
-        dir: PathBuf,
-        purged: u64,
-        snapshot: Option<u64>,
-    },
+    SnapshotMissing { dir: PathBuf, purged: u64, snapshot: Option<u64> },
     #[error("the consensus log stopped: {reason}")]
     Stopped { reason: String },
     #[error("initialise the membership: {reason}")]

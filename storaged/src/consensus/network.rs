@@ -54,11 +54,7 @@ impl<T: Transport> RaftNetworkFactory<TypeConfig> for Links<T> {
 
     async fn new_client(&mut self, target: ServerId, node: &Peer) -> Link<T> {
         self.transport.introduce(target, node);
-        Link {
-            transport: self.transport.clone(),
-            to: target,
-            retry: self.retry,
-        }
+        Link { transport: self.transport.clone(), to: target, retry: self.retry }
     }
 }
 
@@ -104,11 +100,7 @@ impl<T: Transport> Link<T> {
                 bytes: Blob(piece.to_vec()),
             };
             offset += bytes_len(piece);
-            let limit = if pieces.is_empty() {
-                INSTALL_TIMEOUT
-            } else {
-                CHUNK_TIMEOUT
-            };
+            let limit = if pieces.is_empty() { INSTALL_TIMEOUT } else { CHUNK_TIMEOUT };
             let answer = timeout(limit, self.ask(&Request::Snapshot(chunk)))
                 .await
                 .map_err(|_| Unreachable::new(&io::Error::from(io::ErrorKind::TimedOut)))??;

@@ -98,27 +98,19 @@ fn parse(
     path: &Path,
     mut bytes: Vec<u8>,
 ) -> Result<(SnapshotMeta, SnapshotImage), SnapshotFileError> {
-    let damaged = |what| SnapshotFileError::Damaged {
-        path: path.to_path_buf(),
-        what,
-    };
+    let damaged = |what| SnapshotFileError::Damaged { path: path.to_path_buf(), what };
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else {
         return Err(damaged("it is shorter than its prefix"));
     };
     let (magic, fields) = prefix.split_at(MAGIC.len());
     if magic != MAGIC {
-        return Err(SnapshotFileError::Magic {
-            path: path.to_path_buf(),
-        });
+        return Err(SnapshotFileError::Magic { path: path.to_path_buf() });
     }
     let (version, fields) = fields.split_at(4);
     let (header_len, header_sum) = fields.split_at(4);
     let found = u32::from_le_bytes(version.try_into().expect("split at 4 bytes"));
     if found != VERSION {
-        return Err(SnapshotFileError::Version {
-            path: path.to_path_buf(),
-            found,
-        });
+        return Err(SnapshotFileError::Version { path: path.to_path_buf(), found });
     }
     let header_bytes = u32::from_le_bytes(header_len.try_into().expect("split at 4 bytes"));
     let header_bytes = usize::try_from(header_bytes).expect("32 bits fit a length in memory");
@@ -128,11 +120,8 @@ fn parse(
     if header_xxh3(version, header_len, header).to_le_bytes() != *header_sum {
         return Err(damaged("its header does not match the header's checksum"));
     }
-    let Header {
-        meta,
-        image_bytes,
-        image_xxh3,
-    } = postcard::from_bytes(header).map_err(|_| damaged("its header cannot be decoded"))?;
+    let Header { meta, image_bytes, image_xxh3 } =
+        postcard::from_bytes(header).map_err(|_| damaged("its header cannot be decoded"))?;
     let image = bytes.split_off(PREFIX_BYTES + header_bytes);
     if bytes_len(&image) != image_bytes {
         return Err(damaged("its image is not as long as the header says"));

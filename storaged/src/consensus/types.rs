@@ -64,10 +64,7 @@ impl Command {
     /// A command, and the mark that becomes true before it can enter this server's log.
     pub(super) fn tracked(bytes: Vec<u8>) -> (Self, Arc<AtomicBool>) {
         let mark = Arc::new(AtomicBool::new(false));
-        let command = Self {
-            bytes,
-            appended: Appended(Some(Arc::clone(&mark))),
-        };
+        let command = Self { bytes, appended: Appended(Some(Arc::clone(&mark))) };
         (command, mark)
     }
 
@@ -99,10 +96,7 @@ impl Serialize for Command {
 impl<'de> Deserialize<'de> for Command {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Blob(bytes) = Blob::deserialize(deserializer)?;
-        Ok(Self {
-            bytes,
-            appended: Appended(None),
-        })
+        Ok(Self { bytes, appended: Appended(None) })
     }
 }
 

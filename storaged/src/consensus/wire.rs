@@ -73,16 +73,9 @@ pub(super) enum ChunkAnswer {
 /// A change of the membership. Each is a statement of what shall be, so it may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Change {
-    Add {
-        id: ServerId,
-        peer: Peer,
-    },
-    Remove {
-        id: ServerId,
-    },
-    SetVoters {
-        voters: std::collections::BTreeSet<ServerId>,
-    },
+    Add { id: ServerId, peer: Peer },
+    Remove { id: ServerId },
+    SetVoters { voters: std::collections::BTreeSet<ServerId> },
 }
 
 pub(super) fn encode<M: Serialize>(message: &M) -> Vec<u8> {
@@ -97,9 +90,7 @@ pub(super) fn decode<M: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<M, St
         return Err("an empty message".into());
     };
     if *version != VERSION {
-        return Err(format!(
-            "message version {version}, this server speaks {VERSION}"
-        ));
+        return Err(format!("message version {version}, this server speaks {VERSION}"));
     }
     match postcard::take_from_bytes(body) {
         Ok((message, [])) => Ok(message),
@@ -161,10 +152,7 @@ fn check_entries(append: &AppendEntriesRequest<TypeConfig>) -> Result<(), String
             id.map(|id| id.leader_id)
         };
         if leader(Some(entry.log_id)) < leader(previous) {
-            return Err(format!(
-                "entry {} is of an older term than {previous:?}",
-                entry.log_id
-            ));
+            return Err(format!("entry {} is of an older term than {previous:?}", entry.log_id));
         }
         previous = Some(entry.log_id);
     }

@@ -282,9 +282,9 @@ async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result
             Err(ChangeError::Refused(refused)) => {
                 // A retry of ours may have made it in meanwhile.
                 let known = control.with_map(|m| m.server(server.id).cloned());
-                if known.is_some_and(|k| {
-                    k.incarnation == server.incarnation && k.store == server.store
-                }) {
+                if known
+                    .is_some_and(|k| k.incarnation == server.incarnation && k.store == server.store)
+                {
                     return Ok(());
                 }
                 return Err(refused);
@@ -297,10 +297,7 @@ async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result
     }
 }
 
-async fn serve_consensus(
-    control: Control,
-    mut connections: UnboundedReceiver<(OwnedFd, Vec<u8>)>,
-) {
+async fn serve_consensus(control: Control, mut connections: UnboundedReceiver<(OwnedFd, Vec<u8>)>) {
     while let Some((socket, rest)) = connections.recv().await {
         let stream = std::net::TcpStream::from(socket);
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -322,7 +319,12 @@ async fn serve_consensus(
 async fn make_proposals(control: Control, mut proposals: UnboundedReceiver<Command>) {
     let places = Arc::new(Semaphore::new(PROPOSALS_MAX));
     while let Some(command) = proposals.recv().await {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // Without a majority every place is taken for a while. The brain asks again if it still
+        // wants the change, so nothing is queued here to be done when it is stale.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::debug!(?command, "too many proposals under way, dropping one");
+            continue;
+        };
         let control = control.clone();
         tokio::spawn(async move {
             if let Err(error) = control.change(command.clone()).await {

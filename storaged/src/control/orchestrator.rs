@@ -57,9 +57,8 @@ pub async fn run(control: Control) {
 async fn step(control: &Control, policy: &Policy, memory: &mut Memory, now_ms: u64) {
     let health = health(control);
     let heat = BTreeMap::new();
-    let plan = control.with_map(|map| {
-        plan(View { map, health: &health, heat: &heat, now_ms }, policy, memory)
-    });
+    let plan = control
+        .with_map(|map| plan(View { map, health: &health, heat: &heat, now_ms }, policy, memory));
     for wait in &plan.waits {
         tracing::debug!(wait, "planned, and waiting");
     }

@@ -28,8 +28,7 @@ impl Space {
     pub(super) fn take(&self, bytes: u64) -> bool {
         self.used_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes)
-                    .filter(|used| *used <= self.capacity_bytes)
+                used.checked_add(bytes).filter(|used| *used <= self.capacity_bytes)
             })
             .is_ok()
     }
@@ -83,33 +82,22 @@ impl DataDir {
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                return Err(DiskError::Locked {
-                    path: path.to_owned(),
-                });
+                return Err(DiskError::Locked { path: path.to_owned() });
             }
             Err(error) => return Err(doing("lock", &lock_path)(error.into())),
         }
         let mut identity = match read_identity(path)? {
             Some(identity) => identity,
-            None if is_empty(&segments)? => Identity {
-                server,
-                store: random_name()?,
-                incarnation: Incarnation(0),
-                cluster: 0,
-            },
+            None if is_empty(&segments)? => {
+                Identity { server, store: random_name()?, incarnation: Incarnation(0), cluster: 0 }
+            }
             None => {
-                return Err(DiskError::NoIdentity {
-                    path: path.join("STORE"),
-                });
+                return Err(DiskError::NoIdentity { path: path.join("STORE") });
             }
         };
         if identity.server != server {
             let path = path.to_owned();
-            return Err(DiskError::OtherServer {
-                path,
-                found: identity.server,
-                ours: server,
-            });
+            return Err(DiskError::OtherServer { path, found: identity.server, ours: server });
         }
         identity.incarnation = identity.incarnation.next();
         write_identity(path, &identity)?;
@@ -120,10 +108,7 @@ impl DataDir {
         Ok(DataDir {
             path: path.to_owned(),
             identity,
-            space: Arc::new(Space {
-                used_bytes: AtomicU64::new(0),
-                capacity_bytes,
-            }),
+            space: Arc::new(Space { used_bytes: AtomicU64::new(0), capacity_bytes }),
             _lock: lock,
         })
     }
@@ -159,10 +144,7 @@ impl DataDir {
                 ours: cluster,
             });
         }
-        let joined = Identity {
-            cluster,
-            ..self.identity
-        };
+        let joined = Identity { cluster, ..self.identity };
         write_identity(&self.path, &joined)?;
         self.identity = joined;
         Ok(())
@@ -178,15 +160,10 @@ fn read_identity(directory: &Path) -> Result<Option<Identity>> {
     };
     match Identity::decode(&page) {
         Ok(identity) => Ok(Some(identity)),
-        Err(PageError::Newer(version)) => Err(DiskError::Newer {
-            path,
-            version,
-            known: FORMAT_VERSION,
-        }),
-        Err(PageError::Damaged(what)) => Err(DiskError::Damaged {
-            path,
-            what: what.to_owned(),
-        }),
+        Err(PageError::Newer(version)) => {
+            Err(DiskError::Newer { path, version, known: FORMAT_VERSION })
+        }
+        Err(PageError::Damaged(what)) => Err(DiskError::Damaged { path, what: what.to_owned() }),
     }
 }
 
@@ -194,8 +171,7 @@ fn write_identity(directory: &Path, identity: &Identity) -> Result<()> {
     let path = directory.join("STORE");
     let new = directory.join("STORE.tmp");
     let mut file = File::create(&new).map_err(doing("make", &new))?;
-    file.write_all(&identity.encode())
-        .map_err(doing("write", &new))?;
+    file.write_all(&identity.encode()).map_err(doing("write", &new))?;
     file.sync_all().map_err(doing("sync", &new))?;
     fs::rename(&new, &path).map_err(doing("replace", &path))?;
     sync_directory(directory)
@@ -225,11 +201,7 @@ fn allocated_bytes(segments: &Path) -> Result<u64> {
     let mut bytes: u64 = 0;
     for entry in fs::read_dir(segments).map_err(doing("list", segments))? {
         let entry = entry.map_err(doing("list", segments))?;
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "data")
-        {
+        if entry.path().extension().is_some_and(|extension| extension == "data") {
             let metadata = entry.metadata().map_err(doing("look at", &entry.path()))?;
             bytes = bytes.saturating_add(metadata.len());
         }

@@ -58,14 +58,7 @@ impl Device {
 
     /// Closes the files.
     pub(super) fn close(self, reactor: &mut Reactor) {
-        let Device {
-            place: _,
-            data,
-            meta_file,
-            table_file,
-            meta: _,
-            table: _,
-        } = self;
+        let Device { place: _, data, meta_file, table_file, meta: _, table: _ } = self;
         for file in [data, meta_file, table_file] {
             reactor.remove_file(file);
         }
@@ -112,11 +105,8 @@ impl Device {
                 let buffer = data.into_buffer();
                 // O_DIRECT takes whole blocks at block addresses only. What comes from a socket
                 // does, but it is not ours to choose.
-                let buffer = if buffer.is_aligned() {
-                    buffer
-                } else {
-                    Buffer::from_slice(&buffer).share()
-                };
+                let buffer =
+                    if buffer.is_aligned() { buffer } else { Buffer::from_slice(&buffer).share() };
                 reactor.write(self.data, offset_bytes(range.first), buffer, token);
                 Ok(Some(Started::Write { range }))
             }
@@ -188,6 +178,5 @@ fn duplicate(
     place: &Place,
     extension: &str,
 ) -> Result<OwnedFd, DiskError> {
-    file.try_clone_to_owned()
-        .map_err(doing("duplicate the descriptor of", &place.path(extension)))
+    file.try_clone_to_owned().map_err(doing("duplicate the descriptor of", &place.path(extension)))
 }

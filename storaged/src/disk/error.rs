@@ -10,63 +10,36 @@ pub type Result<T, E = DiskError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     #[error("{doing} {}", path.display())]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is in use by another process", path.display())]
     Locked { path: PathBuf },
     #[error(
         "{} has format {version}, and this program knows formats up to {known}: it was written by a newer one",
         path.display()
     )]
-    Newer {
-        path: PathBuf,
-        version: u32,
-        known: u32,
-    },
+    Newer { path: PathBuf, version: u32, known: u32 },
     #[error("{} belongs to server {found}, and this is server {ours}", path.display())]
-    OtherServer {
-        path: PathBuf,
-        found: ServerId,
-        ours: ServerId,
-    },
+    OtherServer { path: PathBuf, found: ServerId, ours: ServerId },
     #[error("{} belongs to cluster {found:016x}, and this is cluster {ours:016x}", path.display())]
-    OtherCluster {
-        path: PathBuf,
-        found: u64,
-        ours: u64,
-    },
+    OtherCluster { path: PathBuf, found: u64, ours: u64 },
     #[error(
         "{} was made in store {found:032x}, and this is store {ours:032x}",
         path.display()
     )]
-    OtherStore {
-        path: PathBuf,
-        found: u128,
-        ours: u128,
-    },
+    OtherStore { path: PathBuf, found: u128, ours: u128 },
     /// The identity is gone, but replicas are there that need it.
     #[error("{} is missing, though there are replicas beside it", path.display())]
     NoIdentity { path: PathBuf },
     #[error("{} is damaged: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
     #[error("no space left for segment {segment}, of {wanted_bytes} bytes")]
-    NoSpace {
-        segment: SegmentId,
-        wanted_bytes: u64,
-    },
+    NoSpace { segment: SegmentId, wanted_bytes: u64 },
 }
 
 /// Makes an [`io::Error`] one of ours.
 pub(super) fn doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();
-    move |source| DiskError::Io {
-        doing,
-        path,
-        source,
-    }
+    move |source| DiskError::Io { doing, path, source }
 }
 
 /// An error with its causes, in one line.

@@ -35,20 +35,12 @@ pub struct Faults {
 
 impl Faults {
     pub fn set(&self, settings: FaultSettings) {
-        let FaultSettings {
-            read_latency_ms,
-            write_latency_ms,
-            error_rate,
-            bit_flip_rate,
-        } = settings;
-        self.read_latency_ms
-            .store(read_latency_ms, Ordering::Relaxed);
-        self.write_latency_ms
-            .store(write_latency_ms, Ordering::Relaxed);
-        self.error_rate
-            .store(error_rate.to_bits(), Ordering::Relaxed);
-        self.bit_flip_rate
-            .store(bit_flip_rate.to_bits(), Ordering::Relaxed);
+        let FaultSettings { read_latency_ms, write_latency_ms, error_rate, bit_flip_rate } =
+            settings;
+        self.read_latency_ms.store(read_latency_ms, Ordering::Relaxed);
+        self.write_latency_ms.store(write_latency_ms, Ordering::Relaxed);
+        self.error_rate.store(error_rate.to_bits(), Ordering::Relaxed);
+        self.bit_flip_rate.store(bit_flip_rate.to_bits(), Ordering::Relaxed);
     }
 
     pub fn clear(&self) {
@@ -116,16 +108,10 @@ mod tests {
     fn faults_happen_as_often_as_asked_and_not_once_cleared() {
         let faults = Faults::default();
         assert!((0..1000).all(|_| !faults.fails()));
-        faults.set(FaultSettings {
-            error_rate: 0.25,
-            ..FaultSettings::default()
-        });
+        faults.set(FaultSettings { error_rate: 0.25, ..FaultSettings::default() });
         let failed = (0..10_000).filter(|_| faults.fails()).count();
         assert!((2300..2700).contains(&failed), "{failed} of 10000");
-        faults.set(FaultSettings {
-            error_rate: 1.0,
-            ..FaultSettings::default()
-        });
+        faults.set(FaultSettings { error_rate: 1.0, ..FaultSettings::default() });
         assert!((0..1000).all(|_| faults.fails()));
         faults.clear();
         assert!((0..1000).all(|_| !faults.fails()));
@@ -135,10 +121,7 @@ mod tests {
     #[test]
     fn a_spoiled_read_has_exactly_one_wrong_bit() {
         let faults = Faults::default();
-        faults.set(FaultSettings {
-            bit_flip_rate: 1.0,
-            ..FaultSettings::default()
-        });
+        faults.set(FaultSettings { bit_flip_rate: 1.0, ..FaultSettings::default() });
         for _ in 0..100 {
             let mut data = Buffer::zeroed(8192);
             faults.spoil(&mut data);

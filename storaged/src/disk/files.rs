@@ -91,14 +91,8 @@ impl MetaFile {
     /// # Errors
     /// When it does not fit.
     pub(super) fn set_meta(&mut self, meta: ReplicaMeta) -> Result<(), String> {
-        let slot = MetaSlot {
-            number: self.slot.number + 1,
-            meta,
-            ..self.slot.clone()
-        };
-        let page = slot
-            .encode()
-            .ok_or("the replica's header does not fit its slot")?;
+        let slot = MetaSlot { number: self.slot.number + 1, meta, ..self.slot.clone() };
+        let page = slot.encode().ok_or("the replica's header does not fit its slot")?;
         self.file[slot_at(slot.number)..][..PAGE_BYTES].copy_from_slice(&page);
         self.slot = slot;
         Ok(())
@@ -132,11 +126,7 @@ impl MetaFile {
 }
 
 fn slot_at(number: u64) -> usize {
-    if number.is_multiple_of(2) {
-        0
-    } else {
-        PAGE_BYTES
-    }
+    if number.is_multiple_of(2) { 0 } else { PAGE_BYTES }
 }
 
 /// A replica's files, open.
@@ -157,8 +147,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn path(&self, extension: &str) -> PathBuf {
-        self.directory
-            .join(format!("{:016x}.{extension}", self.segment.0))
+        self.directory.join(format!("{:016x}.{extension}", self.segment.0))
     }
 
     /// The segment and extension a file name is of, if it is one of ours.
@@ -185,10 +174,7 @@ pub(super) fn create(
 ) -> Result<ReplicaFiles> {
     delete(place, space)?;
     let wanted_bytes = data_file_bytes(&meta.config.geometry);
-    let no_space = || DiskError::NoSpace {
-        segment: place.segment,
-        wanted_bytes,
-    };
+    let no_space = || DiskError::NoSpace { segment: place.segment, wanted_bytes };
     // Asked for first: the kernel would fill the disk before it says no.
     let free = free_bytes(&place.directory)?;
     if free < wanted_bytes.saturating_add(HEADROOM_BYTES) || !space.take(wanted_bytes) {
@@ -212,42 +198,22 @@ fn create_files(place: &Place, identity: &Identity, meta: ReplicaMeta) -> Result
     let geometry = meta.config.geometry;
     let path = place.path("data");
     let data = open_data(&path, true)?;
-    rustix::fs::fallocate(
-        &data,
-        FallocateFlags::empty(),
-        0,
-        data_file_bytes(&geometry),
-    )
-    .map_err(|error| doing("reserve space for", &path)(error.into()))?;
+    rustix::fs::fallocate(&data, FallocateFlags::empty(), 0, data_file_bytes(&geometry))
+        .map_err(|error| doing("reserve space for", &path)(error.into()))?;
     data.sync_all().map_err(doing("sync", &path))?;
 
     let path = place.path("table");
     let file = map(&path, table_file_bytes(&geometry))?;
-    let mut table = DiskTable {
-        segment: place.segment,
-        file,
-    };
+    let mut table = DiskTable { segment: place.segment, file };
     let header = encode_table_header(identity.store, place.segment);
     table.file[..PAGE_BYTES].copy_from_slice(&header);
     table.set_zero(BlockRange::new(0, geometry.segment_blocks));
-    table
-        .file
-        .flush_range(0, table_file_bytes(&geometry))
-        .map_err(doing("sync", &path))?;
+    table.file.flush_range(0, table_file_bytes(&geometry)).map_err(doing("sync", &path))?;
 
     let path = place.path("meta.tmp");
     let file = map(&path, meta_file_bytes(&geometry))?;
-    let slot = MetaSlot {
-        number: 1,
-        store: identity.store,
-        cluster: identity.cluster,
-        meta,
-    };
-    let mut meta = MetaFile {
-        segment: place.segment,
-        file,
-        slot,
-    };
+    let slot = MetaSlot { number: 1, store: identity.store, cluster: identity.cluster, meta };
+    let mut meta = MetaFile { segment: place.segment, file, slot };
     let page = meta.slot.encode().ok_or_else(|| DiskError::Damaged {
         path: path.clone(),
         what: "its fields do not fit".to_owned(),
@@ -255,9 +221,7 @@ fn create_files(place: &Place, identity: &Identity, meta: ReplicaMeta) -> Result
     meta.file[slot_at(1)..][..PAGE_BYTES].copy_from_slice(&page);
     let regions: Vec<u32> = (0..geometry.regions()).collect();
     meta.clear_intent(&regions);
-    meta.file
-        .flush_range(0, meta_file_bytes(&geometry))
-        .map_err(doing("sync", &path))?;
+    meta.file.flush_range(0, meta_file_bytes(&geometry)).map_err(doing("sync", &path))?;
     sync_directory(&place.directory)?;
     fs::rename(&path, place.path("meta")).map_err(doing("rename", &path))?;
     sync_directory(&place.directory)?;
@@ -275,11 +239,7 @@ pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
     let geometry = slot.meta.config.geometry;
     let meta_bytes = meta_file_bytes(&geometry);
     expect_size(&path, meta_bytes)?;
-    let meta = MetaFile {
-        segment: place.segment,
-        file: map(&path, meta_bytes)?,
-        slot,
-    };
+    let meta = MetaFile { segment: place.segment, file: map(&path, meta_bytes)?, slot };
 
     let path = place.path("table");
     let table_bytes = table_file_bytes(&geometry);
@@ -290,17 +250,11 @@ pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
         Ok(_) => return Err(damaged(&path, "it is another replica's")),
         Err(error) => return Err(page_error(error, path)),
     }
-    let table = DiskTable {
-        segment: place.segment,
-        file,
-    };
+    let table = DiskTable { segment: place.segment, file };
 
     let path = place.path("data");
     let data_bytes = data_file_bytes(&geometry);
-    expect_size(
-        &path,
-        usize::try_from(data_bytes).expect("a segment's bytes fit a usize"),
-    )?;
+    expect_size(&path, usize::try_from(data_bytes).expect("a segment's bytes fit a usize"))?;
     let data = open_data(&path, false)?;
     Ok(ReplicaFiles { data, meta, table })
 }
@@ -312,11 +266,7 @@ fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
     let mut first_error = None;
     for at in [0, PAGE_BYTES] {
         match MetaSlot::decode(bytes.get(at..).unwrap_or_default()) {
-            Ok(slot)
-                if newest
-                    .as_ref()
-                    .is_none_or(|newest| slot.number > newest.number) =>
-            {
+            Ok(slot) if newest.as_ref().is_none_or(|newest| slot.number > newest.number) => {
                 newest = Some(slot);
             }
             Ok(_) => {}
@@ -331,11 +281,7 @@ fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
         return Err(page_error(error, path));
     };
     if slot.store != identity.store {
-        return Err(DiskError::OtherStore {
-            path,
-            found: slot.store,
-            ours: identity.store,
-        });
+        return Err(DiskError::OtherStore { path, found: slot.store, ours: identity.store });
     }
     if slot.meta.config.segment != place.segment {
         return Err(damaged(&path, "it is another segment's"));
@@ -344,19 +290,12 @@ fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
 }
 
 fn damaged(path: &Path, what: &str) -> DiskError {
-    DiskError::Damaged {
-        path: path.to_owned(),
-        what: what.to_owned(),
-    }
+    DiskError::Damaged { path: path.to_owned(), what: what.to_owned() }
 }
 
 fn page_error(error: PageError, path: PathBuf) -> DiskError {
     match error {
-        PageError::Newer(version) => DiskError::Newer {
-            path,
-            version,
-            known: FORMAT_VERSION,
-        },
+        PageError::Newer(version) => DiskError::Newer { path, version, known: FORMAT_VERSION },
         PageError::Damaged(what) => damaged(&path, what),
     }
 }
@@ -422,11 +361,9 @@ fn open_data(path: &Path, new: bool) -> Result<File> {
         .custom_flags(direct)
         .open(path)
         .map_err(doing("open with O_DIRECT", path))?;
-    unlocked(path, || {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Err(ErrorKind::WouldBlock.into()),
-            other => other.map_err(io::Error::from),
-        }
+    unlocked(path, || match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(ErrorKind::WouldBlock.into()),
+        other => other.map_err(io::Error::from),
     })?;
     Ok(file)
 }
@@ -442,9 +379,7 @@ fn unlocked<T>(path: &Path, mut attempt: impl FnMut() -> io::Result<T>) -> Resul
         match attempt() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if started.elapsed() > LAST_WRITES_WAIT {
-                    return Err(DiskError::Locked {
-                        path: path.to_owned(),
-                    });
+                    return Err(DiskError::Locked { path: path.to_owned() });
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }

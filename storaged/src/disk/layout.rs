@@ -90,12 +90,7 @@ pub struct Identity {
 
 impl Identity {
     pub(super) fn encode(&self) -> [u8; PAGE_BYTES] {
-        let Identity {
-            server,
-            store,
-            incarnation,
-            cluster,
-        } = self;
+        let Identity { server, store, incarnation, cluster } = self;
         sealed(STORE_MAGIC, |page| {
             page[16..24].copy_from_slice(&server.0.to_le_bytes());
             page[24..40].copy_from_slice(&store.to_le_bytes());
@@ -131,12 +126,7 @@ const META_AT: usize = 96;
 impl MetaSlot {
     /// None when the meta does not fit the slot.
     pub(super) fn encode(&self) -> Option<[u8; PAGE_BYTES]> {
-        let MetaSlot {
-            number,
-            store,
-            cluster,
-            meta,
-        } = self;
+        let MetaSlot { number, store, cluster, meta } = self;
         let config = &meta.config;
         let encoded = postcard::to_stdvec(meta).ok()?;
         if encoded.len() > CHECK_AT - META_AT {
@@ -180,11 +170,7 @@ impl MetaSlot {
 }
 
 fn is_sound(geometry: &Geometry) -> bool {
-    let Geometry {
-        segment_blocks,
-        chunk_blocks,
-        region_blocks,
-    } = *geometry;
+    let Geometry { segment_blocks, chunk_blocks, region_blocks } = *geometry;
     (1..=SEGMENT_BLOCKS_MAX).contains(&segment_blocks) && chunk_blocks > 0 && region_blocks > 0
 }
 
@@ -285,17 +271,11 @@ mod tests {
         let mut page = IDENTITY.encode();
         page[8] = 2;
         assert_eq!(Identity::decode(&page), Err(PageError::Newer(2)));
-        assert!(matches!(
-            MetaSlot::decode(&page),
-            Err(PageError::Damaged(_))
-        ));
+        assert!(matches!(MetaSlot::decode(&page), Err(PageError::Damaged(_))));
     }
 
     fn slot(members: usize) -> MetaSlot {
-        let member = Member {
-            server: ServerId(u64::MAX),
-            incarnation: Incarnation(u64::MAX),
-        };
+        let member = Member { server: ServerId(u64::MAX), incarnation: Incarnation(u64::MAX) };
         MetaSlot {
             number: 5,
             store: 1 << 100,
@@ -326,10 +306,7 @@ mod tests {
         assert_eq!(MetaSlot::decode(&page), Ok(few));
         let mut torn = page;
         torn[512..].fill(0);
-        assert!(matches!(
-            MetaSlot::decode(&torn),
-            Err(PageError::Damaged(_))
-        ));
+        assert!(matches!(MetaSlot::decode(&torn), Err(PageError::Damaged(_))));
         assert_eq!(slot(1000).encode(), None);
     }
 
@@ -345,19 +322,12 @@ mod tests {
         let all: BTreeSet<u64> = (0..1000)
             .flat_map(|i| {
                 let segment = SegmentId(u64::from(i % 10));
-                [
-                    entry_mask(segment, i),
-                    intent_clear(segment, i),
-                    intent_set(segment, i),
-                ]
+                [entry_mask(segment, i), intent_clear(segment, i), intent_set(segment, i)]
             })
             .collect();
         assert_eq!(all.len(), 3000);
     }
 
-    const MASKS_OF_FORMAT_1: [u64; 3] = [
-        0x1552_315F_ABD6_930D,
-        0x0923_6373_CC36_2D5E,
-        0xA592_281E_5941_BEC6,
-    ];
+    const MASKS_OF_FORMAT_1: [u64; 3] =
+        [0x1552_315F_ABD6_930D, 0x0923_6373_CC36_2D5E, 0xA592_281E_5941_BEC6];
 }

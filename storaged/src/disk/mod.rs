@@ -126,12 +126,7 @@ impl Disk {
         options: DiskOptions,
         reactor: &mut Reactor,
     ) -> Result<(Disk, Vec<FoundReplica>)> {
-        let DiskOptions {
-            shard,
-            settings,
-            faults,
-            observer,
-        } = options;
+        let DiskOptions { shard, settings, faults, observer } = options;
         assert!(shard.0 < shard.1, "shard {} of {}", shard.0, shard.1);
         let mut disk = Disk {
             directory: data_dir.segments(),
@@ -176,11 +171,7 @@ impl Disk {
         let (segment, geometry) = (meta.config.segment, meta.config.geometry);
         let store = Store::new(segment, geometry, device.intent(), &self.settings);
         let in_doubt = store.in_doubt();
-        let replica = Replica {
-            store,
-            geometry,
-            device: Some(device),
-        };
+        let replica = Replica { store, geometry, device: Some(device) };
         self.replicas.insert(segment, replica);
         FoundReplica { meta, in_doubt }
     }
@@ -203,18 +194,12 @@ impl Disk {
     }
 
     fn place(&self, segment: SegmentId) -> Place {
-        Place {
-            directory: self.directory.clone(),
-            segment,
-        }
+        Place { directory: self.directory.clone(), segment }
     }
 
     /// The segments there is a replica of, ascending.
     pub fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
-        self.replicas
-            .iter()
-            .filter(|(_, r)| r.device.is_some())
-            .map(|(segment, _)| *segment)
+        self.replicas.iter().filter(|(_, r)| r.device.is_some()).map(|(segment, _)| *segment)
     }
 
     /// Takes a request of a replica. Checks and raw reads count as [`IoClass::Copy`] whatever is
@@ -246,20 +231,9 @@ impl Disk {
             }
             // Of a replica that could not be opened, there may be files.
             StoreRequest::Delete if !known => {
-                let geometry = Geometry {
-                    segment_blocks: 1,
-                    chunk_blocks: 1,
-                    region_blocks: 1,
-                };
+                let geometry = Geometry { segment_blocks: 1, chunk_blocks: 1, region_blocks: 1 };
                 let store = Store::new(segment, geometry, Vec::new(), &self.settings);
-                self.replicas.insert(
-                    segment,
-                    Replica {
-                        store,
-                        geometry,
-                        device: None,
-                    },
-                );
+                self.replicas.insert(segment, Replica { store, geometry, device: None });
             }
             StoreRequest::SetMeta { .. }
             | StoreRequest::Write { .. }
@@ -275,17 +249,12 @@ impl Disk {
                 }
             }
         }
-        let internal = matches!(
-            request,
-            StoreRequest::Check { .. } | StoreRequest::ReadRaw { .. }
-        );
+        let internal = matches!(request, StoreRequest::Check { .. } | StoreRequest::ReadRaw { .. });
         if class == IoClass::Copy || internal {
             self.copies.insert((segment, io));
         }
         let mut steps = Vec::new();
-        self.with_store(segment, |store, table| {
-            store.submit(io, request, table, &mut steps)
-        });
+        self.with_store(segment, |store, table| store.submit(io, request, table, &mut steps));
         self.take_steps(reactor, segment, steps);
     }
 
@@ -355,9 +324,7 @@ impl Disk {
     /// Whether no request is under way: the shard may stop.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.replicas
-            .values()
-            .all(|replica| replica.store.is_idle())
+        self.replicas.values().all(|replica| replica.store.is_idle())
     }
 
     fn with_store(
@@ -365,10 +332,7 @@ impl Disk {
         segment: SegmentId,
         act: impl FnOnce(&mut Store<Data>, &mut dyn Table),
     ) {
-        let replica = self
-            .replicas
-            .get_mut(&segment)
-            .expect("a replica in use is kept");
+        let replica = self.replicas.get_mut(&segment).expect("a replica in use is kept");
         match &mut replica.device {
             Some(device) => act(&mut replica.store, device.table()),
             None => act(&mut replica.store, &mut NoTable),
@@ -410,8 +374,7 @@ impl Disk {
     fn finish(&mut self, segment: SegmentId, io: IoId, result: StoreResult<Data>) {
         self.copies.remove(&(segment, io));
         if let StoreResult::BadBlocks { blocks } = &result {
-            self.observer
-                .mismatch(u64::try_from(blocks.len()).expect("a count fits 64 bits"));
+            self.observer.mismatch(u64::try_from(blocks.len()).expect("a count fits 64 bits"));
         }
         self.done.push((segment, io, result));
     }
@@ -427,10 +390,7 @@ impl Disk {
         let token = TOKEN_TAG | (self.next_token & !TOKEN_TAG_MASK);
         self.next_token += 1;
         let place = self.place(segment);
-        let replica = self
-            .replicas
-            .get_mut(&segment)
-            .expect("a replica in use is kept");
+        let replica = self.replicas.get_mut(&segment).expect("a replica in use is kept");
         match what {
             DeviceOp::Create { meta } => {
                 if let Some(device) = replica.device.take() {
@@ -467,14 +427,7 @@ impl Disk {
                 };
                 let spoiled = hit && self.faults.as_ref().is_some_and(|faults| faults.fails());
                 let began = Instant::now();
-                let pending = Pending {
-                    segment,
-                    op,
-                    class,
-                    began,
-                    started,
-                    spoiled,
-                };
+                let pending = Pending { segment, op, class, began, started, spoiled };
                 self.pending.insert(token, pending);
                 None
             }
@@ -486,9 +439,7 @@ impl Disk {
     fn result_of(&mut self, pending: &Pending, event: Event) -> DeviceResult<Data> {
         let outcome = match event {
             _ if pending.spoiled => Err(std::io::Error::other("a fault was asked for")),
-            Event::Read {
-                mut buffer, result, ..
-            } => match (result, &pending.started) {
+            Event::Read { mut buffer, result, .. } => match (result, &pending.started) {
                 (Ok(bytes), Started::Read { range, zero }) if bytes == buffer.len() => {
                     if let Some(faults) = &self.faults {
                         faults.spoil(&mut buffer);
@@ -509,19 +460,14 @@ impl Disk {
             return DeviceResult::Done;
         };
         self.observer.error();
-        let device = self
-            .replicas
-            .get(&pending.segment)
-            .and_then(|r| r.device.as_ref());
-        let doing = device
-            .map(|device| device.doing(&pending.started))
-            .unwrap_or_default();
+        let device = self.replicas.get(&pending.segment).and_then(|r| r.device.as_ref());
+        let doing = device.map(|device| device.doing(&pending.started)).unwrap_or_default();
         tracing::warn!(segment = pending.segment.0, doing, %error, "the disk failed");
         match &pending.started {
             Started::Read { .. } => DeviceResult::Unreadable,
-            Started::Write { .. } | Started::Sync { .. } => DeviceResult::Failed {
-                error: format!("{doing}: {error}"),
-            },
+            Started::Write { .. } | Started::Sync { .. } => {
+                DeviceResult::Failed { error: format!("{doing}: {error}") }
+            }
         }
     }
 
@@ -552,9 +498,7 @@ impl Disk {
         result: DeviceResult<Data>,
     ) {
         let mut steps = Vec::new();
-        self.with_store(segment, |store, table| {
-            store.device_done(op, result, table, &mut steps)
-        });
+        self.with_store(segment, |store, table| store.device_done(op, result, table, &mut steps));
         self.take_steps(reactor, segment, steps);
     }
 
@@ -569,10 +513,7 @@ impl Disk {
         });
         let result = match opened {
             Ok(device) => {
-                let replica = self
-                    .replicas
-                    .get_mut(&segment)
-                    .expect("a replica in use is kept");
+                let replica = self.replicas.get_mut(&segment).expect("a replica in use is kept");
                 replica.device = device;
                 DeviceResult::Done
             }
@@ -580,9 +521,7 @@ impl Disk {
             Err(error) => {
                 self.observer.error();
                 tracing::error!(segment = segment.0, %error, "a replica could not be changed");
-                DeviceResult::Failed {
-                    error: whole_story(&error),
-                }
+                DeviceResult::Failed { error: whole_story(&error) }
             }
         };
         self.device_done(reactor, segment, op, result);

@@ -17,10 +17,7 @@ use super::layout::Identity;
 
 #[derive(Debug)]
 enum What {
-    Create {
-        meta: Box<ReplicaMeta>,
-        identity: Identity,
-    },
+    Create { meta: Box<ReplicaMeta>, identity: Identity },
     Delete,
 }
 
@@ -64,23 +61,12 @@ impl Syncer {
     /// A shard's line to the thread.
     pub(super) fn line(&self, waker: Waker) -> Line {
         let (answers, inbox) = unbounded();
-        Line {
-            jobs: self.jobs.clone(),
-            answers,
-            inbox,
-            waker,
-        }
+        Line { jobs: self.jobs.clone(), answers, inbox, waker }
     }
 }
 
 fn perform(job: Job, space: &Space) {
-    let Job {
-        token,
-        place,
-        what,
-        answers,
-        waker,
-    } = job;
+    let Job { token, place, what, answers, waker } = job;
     let result = match what {
         What::Create { meta, identity } => files::create(&place, &identity, space, *meta).map(Some),
         What::Delete => files::delete(&place, space).map(|()| None),
@@ -101,14 +87,7 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn create(&self, token: u64, place: Place, identity: Identity, meta: ReplicaMeta) {
-        self.send(
-            token,
-            place,
-            What::Create {
-                meta: Box::new(meta),
-                identity,
-            },
-        );
+        self.send(token, place, What::Create { meta: Box::new(meta), identity });
     }
 
     pub(super) fn delete(&self, token: u64, place: Place) {
@@ -116,17 +95,10 @@ impl Line {
     }
 
     fn send(&self, token: u64, place: Place, what: What) {
-        let job = Job {
-            token,
-            place,
-            what,
-            answers: self.answers.clone(),
-            waker: self.waker.clone(),
-        };
+        let job =
+            Job { token, place, what, answers: self.answers.clone(), waker: self.waker.clone() };
         // The thread ends only when no line is left, unless it panicked: then we do too.
-        self.jobs
-            .send(job)
-            .expect("the syncer's thread runs as long as there are lines to it");
+        self.jobs.send(job).expect("the syncer's thread runs as long as there are lines to it");
     }
 
     /// The next answer, if one has come.

@@ -3,7 +3,7 @@
 //! Invariant: a connection that owes itself more than a fixed number of bytes or requests is not
 //! read from until replies have gone out, so that memory is bounded whatever clients send.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use client_lib::{Data, frames};
 use reactor::StreamId;
@@ -25,7 +25,8 @@ pub(super) struct Account {
     owed: HashMap<OpId, usize>,
     owed_bytes: usize,
     paused: bool,
-    subscription: Option<(VolumeId, MapVersion)>,
+    /// Volumes it wants the map of, and the version it has of each.
+    subscriptions: BTreeMap<VolumeId, MapVersion>,
 }
 
 impl Account {
@@ -59,16 +60,15 @@ impl Shard {
         self.tell(Event::ClientRequest { client, session, request });
     }
 
-    pub(super) fn reply(
-        &mut self,
-        client: ClientId,
-        session: Session,
-        reply: ClientReply<Data>,
-    ) {
-        let Some(&stream) = self.clients.get(&(client, session)) else { return };
+    pub(super) fn reply(&mut self, client: ClientId, session: Session, reply: ClientReply<Data>) {
+        let Some(&stream) = self.clients.get(&(client, session)) else {
+            return;
+        };
         let op = reply.op;
         frames::send(&mut self.reactor, stream, Message::Reply(reply));
-        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        let Some(connection) = self.connections.get_mut(&stream) else {
+            return;
+        };
         let account = &mut connection.account;
         account.owed_bytes -= account.owed.remove(&op).unwrap_or(0);
         self.read_again(stream);
@@ -77,7 +77,9 @@ impl Shard {
     /// Goes on reading from a connection that has been paid.
     fn read_again(&mut self, stream: StreamId) {
         let queued = self.reactor.queued_bytes(stream);
-        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        let Some(connection) = self.connections.get_mut(&stream) else {
+            return;
+        };
         let account = &mut connection.account;
         if account.paused && !account.is_over(queued) {
             account.paused = false;
@@ -91,7 +93,7 @@ impl Shard {
 
     pub(super) fn subscribe(&mut self, stream: StreamId, volume: VolumeId, from: MapVersion) {
         if let Some(connection) = self.connections.get_mut(&stream) {
-            connection.account.subscription = Some((volume, from));
+            connection.account.subscriptions.insert(volume, from);
         }
         self.push_deltas(true);
     }
@@ -103,12 +105,13 @@ impl Shard {
         {
             let map = self.map.lock().expect("nobody panics while holding the map");
             for (stream, connection) in &mut self.connections {
-                let Some((volume, known)) = &mut connection.account.subscription else { continue };
-                let delta = map.volume_delta(*volume, *known);
-                let is_news = !delta.segments.is_empty() || delta.size_bytes.is_none();
-                if is_news || heartbeat {
-                    *known = delta.to.max(*known);
-                    deltas.push((*stream, delta));
+                for (volume, known) in &mut connection.account.subscriptions {
+                    let delta = map.volume_delta(*volume, *known);
+                    let is_news = !delta.segments.is_empty() || delta.size_bytes.is_none();
+                    if is_news || heartbeat {
+                        *known = delta.to.max(*known);
+                        deltas.push((*stream, delta));
+                    }
                 }
             }
         }

@@ -20,14 +20,29 @@ const STRANGER_MAX: Duration = Duration::from_secs(5);
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Greeted {
-    Stranger { since: Duration },
+    Stranger {
+        since: Duration,
+    },
     /// Dialled by us, and not answered yet.
-    Dialled { peer: ServerId, link: LinkId },
+    Dialled {
+        peer: ServerId,
+        link: LinkId,
+    },
     /// Our link to a peer.
-    Link { peer: ServerId, link: LinkId },
+    Link {
+        peer: ServerId,
+        link: LinkId,
+    },
     /// A peer's link to us.
-    Peer { server: ServerId, incarnation: Incarnation, link: LinkId },
-    Client { client: ClientId, session: Session },
+    Peer {
+        server: ServerId,
+        incarnation: Incarnation,
+        link: LinkId,
+    },
+    Client {
+        client: ClientId,
+        session: Session,
+    },
 }
 
 #[derive(Debug)]
@@ -72,9 +87,7 @@ impl Shard {
             Role::Server => {
                 Greeted::Peer { server: ServerId(id), incarnation, link: LinkId(connection) }
             }
-            Role::Client => {
-                Greeted::Client { client: ClientId(id), session: Session(connection) }
-            }
+            Role::Client => Greeted::Client { client: ClientId(id), session: Session(connection) },
             Role::Consensus => {
                 if let Some(open) = self.connections.get_mut(&stream) {
                     open.released = true;
@@ -165,7 +178,9 @@ impl Shard {
     }
 
     pub(super) fn on_closed(&mut self, stream: StreamId, error: Option<&std::io::Error>) {
-        let Some(connection) = self.connections.remove(&stream) else { return };
+        let Some(connection) = self.connections.remove(&stream) else {
+            return;
+        };
         match connection.greeted {
             Greeted::Stranger { .. } => {}
             Greeted::Dialled { peer, link } => {

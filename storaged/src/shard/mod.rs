@@ -246,11 +246,8 @@ impl Shard {
             }
             Action::Reply { client, session, reply } => self.reply(client, session, reply),
             Action::Store { segment, io, request } => {
-                let class = if self.brain.is_copy(segment, io) {
-                    IoClass::Copy
-                } else {
-                    IoClass::Client
-                };
+                let class =
+                    if self.brain.is_copy(segment, io) { IoClass::Copy } else { IoClass::Client };
                 self.disk.submit(&mut self.reactor, segment, io, class, request);
             }
             // The receivers live as long as the process; at its end nobody needs to know.
@@ -271,7 +268,9 @@ impl Shard {
             Io::Connected { stream } => self.on_connected(stream),
             Io::Received { stream } => self.read_messages(stream),
             Io::Payload { stream, buffer } => {
-                let Some(connection) = self.connections.get_mut(&stream) else { return };
+                let Some(connection) = self.connections.get_mut(&stream) else {
+                    return;
+                };
                 let message = connection.reader.filled(&mut self.reactor, stream, buffer);
                 if self.take(stream, message) {
                     self.read_messages(stream);
@@ -292,7 +291,9 @@ impl Shard {
     /// Takes the whole messages of a stream, as long as it may be read.
     fn read_messages(&mut self, stream: StreamId) {
         loop {
-            let Some(connection) = self.connections.get_mut(&stream) else { return };
+            let Some(connection) = self.connections.get_mut(&stream) else {
+                return;
+            };
             if connection.released {
                 return;
             }
@@ -325,7 +326,9 @@ impl Shard {
     }
 
     fn on_message(&mut self, stream: StreamId, message: Message<Data>) {
-        let Some(connection) = self.connections.get(&stream) else { return };
+        let Some(connection) = self.connections.get(&stream) else {
+            return;
+        };
         match (connection.greeted, message) {
             (Greeted::Stranger { .. }, Message::Hello(hello)) => self.greet(stream, hello),
             (Greeted::Dialled { peer, link }, Message::Hello(hello)) => {

@@ -38,10 +38,7 @@ pub struct DiskCounters {
 /// When `path` cannot be looked at.
 pub fn device_of_path(path: &Path) -> io::Result<Device> {
     let device = std::fs::metadata(path)?.dev();
-    Ok(Device {
-        major: rustix::fs::major(device),
-        minor: rustix::fs::minor(device),
-    })
+    Ok(Device { major: rustix::fs::major(device), minor: rustix::fs::minor(device) })
 }
 
 /// The line of `device` in the text of `/proc/diskstats`; `None` when it is not there.
@@ -89,10 +86,7 @@ mod tests {
 
     #[test]
     fn a_device_is_found_by_its_numbers_and_not_by_a_prefix_of_its_name() {
-        let device = Device {
-            major: 254,
-            minor: 0,
-        };
+        let device = Device { major: 254, minor: 0 };
         let counters = parse(CAPTURED, device).expect("vda is in the text");
         assert_eq!(
             counters,
@@ -114,36 +108,9 @@ mod tests {
 
     #[test]
     fn an_absent_device_and_a_line_of_garbage_have_no_counters() {
-        assert_eq!(
-            parse(
-                CAPTURED,
-                Device {
-                    major: 0,
-                    minor: 40
-                }
-            ),
-            None
-        );
-        assert_eq!(
-            parse(
-                CAPTURED,
-                Device {
-                    major: 259,
-                    minor: 0
-                }
-            ),
-            None
-        );
-        assert_eq!(
-            parse(
-                "",
-                Device {
-                    major: 254,
-                    minor: 0
-                }
-            ),
-            None
-        );
+        assert_eq!(parse(CAPTURED, Device { major: 0, minor: 40 }), None);
+        assert_eq!(parse(CAPTURED, Device { major: 259, minor: 0 }), None);
+        assert_eq!(parse("", Device { major: 254, minor: 0 }), None);
     }
 
     #[test]

@@ -317,15 +317,9 @@ mod tests {
         let mut last = 0;
         for latency_us in (0..4_000).chain((12..32).map(|bit| 1_u32 << bit)) {
             let index = bucket(latency_us);
-            assert!(
-                (last..BUCKETS).contains(&index),
-                "order is lost at {latency_us}"
-            );
+            assert!((last..BUCKETS).contains(&index), "order is lost at {latency_us}");
             let off = (middle_us(index) as f64 - f64::from(latency_us)).abs();
-            assert!(
-                off <= f64::from(latency_us) / 32.0,
-                "{latency_us} is off by {off}"
-            );
+            assert!(off <= f64::from(latency_us) / 32.0, "{latency_us} is off by {off}");
             last = index;
         }
         assert_eq!(bucket(u32::MAX), BUCKETS - 1);
@@ -350,10 +344,7 @@ mod tests {
         assert!((48_000..=53_000).contains(&summary.p50_us), "{summary:?}");
         assert!((96_000..=102_500).contains(&summary.p99_us), "{summary:?}");
         assert_eq!(summary.mean_us, 50_500);
-        assert_eq!(
-            stats.snapshot_and_diff(&mut last),
-            IoStats::new().snapshot()
-        );
+        assert_eq!(stats.snapshot_and_diff(&mut last), IoStats::new().snapshot());
     }
 
     #[test]
@@ -363,10 +354,7 @@ mod tests {
         stats.copied(IoKind::Write, 1 << 20);
         stats.background_failed();
         let now = stats.snapshot();
-        assert_eq!(
-            (now.reads.count(), now.writes.count(), now.in_flight()),
-            (0, 0, 0)
-        );
+        assert_eq!((now.reads.count(), now.writes.count(), now.in_flight()), (0, 0, 0));
         assert_eq!((now.copy_reads, now.copy_bytes_written), (1, 1 << 20));
         assert_eq!(now.io_errors, 1);
     }
@@ -392,9 +380,7 @@ mod tests {
         let (a, b) = (IoStats::new(), IoStats::new());
         a.finished(IoKind::Read, 4_096, us(100));
         b.finished(IoKind::Read, 4_096, us(900));
-        let both = IoSnapshot::default()
-            .plus(&a.snapshot())
-            .plus(&b.snapshot());
+        let both = IoSnapshot::default().plus(&a.snapshot()).plus(&b.snapshot());
         assert_eq!(both.reads.count(), 2);
         assert_eq!(both.reads.bytes, 8_192);
         assert_eq!(both.reads.summary().mean_us, 500);

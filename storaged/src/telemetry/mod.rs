@@ -90,17 +90,9 @@ impl Sampler {
         data_dir: &Path,
         series: u64,
     ) -> Result<Self, SamplerError> {
-        let device = diskstats::device_of_path(data_dir).map_err(|cause| SamplerError {
-            path: data_dir.to_owned(),
-            cause,
-        })?;
-        Ok(Self {
-            shards,
-            device,
-            series,
-            last: None,
-            missing: 0,
-        })
+        let device = diskstats::device_of_path(data_dir)
+            .map_err(|cause| SamplerError { path: data_dir.to_owned(), cause })?;
+        Ok(Self { shards, device, series, last: None, missing: 0 })
     }
 
     /// What happened since the last call, stamped `at_s` (seconds since the Unix epoch). `None`
@@ -115,9 +107,9 @@ impl Sampler {
         let elapsed_us = now.saturating_duration_since(last.at).as_micros() as f64;
         let io = counters.io.since(&last.io);
         let tcp_retransmits = match (counters.tcp, last.tcp) {
-            (Some(tcp), Some(earlier)) => tcp
-                .segments_retransmitted
-                .saturating_sub(earlier.segments_retransmitted),
+            (Some(tcp), Some(earlier)) => {
+                tcp.segments_retransmitted.saturating_sub(earlier.segments_retransmitted)
+            }
             (_, None) | (None, _) => 0,
         };
         Some(Sample {
@@ -141,32 +133,19 @@ impl Sampler {
     /// All shards' counters since the beginning, for the metrics.
     #[must_use]
     pub fn totals(&self) -> IoSnapshot {
-        self.shards
-            .iter()
-            .fold(IoSnapshot::default(), |sum, shard| {
-                sum.plus(&shard.snapshot())
-            })
+        self.shards.iter().fold(IoSnapshot::default(), |sum, shard| sum.plus(&shard.snapshot()))
     }
 
     fn read(&mut self, at: Instant) -> Counters {
-        let disk = self
-            .text(Source::Disk)
-            .and_then(|text| diskstats::parse(&text, self.device));
+        let disk = self.text(Source::Disk).and_then(|text| diskstats::parse(&text, self.device));
         if disk.is_none() {
             let Device { major, minor } = self.device;
             self.say_missing(Source::Disk, &format!("no line of device {major}:{minor}"));
         }
         // Absent on no kernel that has snmp; and its one number is only told, not needed.
         let netstat = fs::read_to_string("/proc/net/netstat").unwrap_or_default();
-        let tcp = self
-            .text(Source::Tcp)
-            .and_then(|snmp| tcp::parse(&snmp, &netstat));
-        Counters {
-            at,
-            io: self.totals(),
-            disk,
-            tcp,
-        }
+        let tcp = self.text(Source::Tcp).and_then(|snmp| tcp::parse(&snmp, &netstat));
+        Counters { at, io: self.totals(), disk, tcp }
     }
 
     fn pressure(&mut self, source: Source) -> f64 {
@@ -188,10 +167,7 @@ impl Sampler {
     fn say_missing(&mut self, source: Source, cause: &str) {
         if self.missing & source.bit() == 0 {
             self.missing |= source.bit();
-            warn!(
-                source = source.path(),
-                cause, "telemetry goes without this source"
-            );
+            warn!(source = source.path(), cause, "telemetry goes without this source");
         }
     }
 }
@@ -204,11 +180,7 @@ fn queue_depth_mean(io: &IoSnapshot, in_flight_before: u64, elapsed_us: f64) -> 
         return in_flight_before as f64;
     }
     let spent_us = io.reads.latency_sum_us as f64 + io.writes.latency_sum_us as f64;
-    if elapsed_us > 0.0 {
-        spent_us / elapsed_us
-    } else {
-        0.0
-    }
+    if elapsed_us > 0.0 { spent_us / elapsed_us } else { 0.0 }
 }
 
 fn busy_fraction(
@@ -250,15 +222,10 @@ mod tests {
             shard.mismatched(2);
         }
         let later = start + Duration::from_secs(1);
-        let sample = sampler
-            .sample(later, 101)
-            .expect("the second call gives one");
+        let sample = sampler.sample(later, 101).expect("the second call gives one");
         assert_eq!((sample.at_s, sample.series), (101, 7));
         assert_eq!((sample.reads.count, sample.writes.count), (0, 2));
-        assert_eq!(
-            (sample.bytes_written, sample.checksum_mismatches),
-            (8_192, 4)
-        );
+        assert_eq!((sample.bytes_written, sample.checksum_mismatches), (8_192, 4));
         assert!((sample.queue_depth_mean - 1.0).abs() < 1e-9, "{sample:?}");
     }
 

@@ -29,10 +29,7 @@ pub fn parse(text: &str) -> Option<Pressure> {
             .find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
             .and_then(parse_stall)
     };
-    Some(Pressure {
-        some: line("some")?,
-        full: line("full"),
-    })
+    Some(Pressure { some: line("some")?, full: line("full") })
 }
 
 fn parse_stall(fields: &str) -> Option<Stall> {

@@ -61,11 +61,7 @@ IpExt: 0 991
     fn counters_are_found_by_name() {
         assert_eq!(
             parse(SNMP, NETSTAT),
-            Some(TcpCounters {
-                segments_sent: 3_159,
-                segments_retransmitted: 42,
-                timeouts: 7,
-            })
+            Some(TcpCounters { segments_sent: 3_159, segments_retransmitted: 42, timeouts: 7 })
         );
     }
 

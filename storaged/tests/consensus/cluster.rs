@@ -39,10 +39,7 @@ impl StateMachine for Ledger {
 
 impl Ledger {
     pub fn count(&self, command: &[u8]) -> usize {
-        self.commands
-            .iter()
-            .filter(|(_, stored)| stored == command)
-            .count()
+        self.commands.iter().filter(|(_, stored)| stored == command).count()
     }
 }
 
@@ -62,10 +59,7 @@ struct HubState {
 
 impl Hub {
     fn locked<R>(&self, f: impl FnOnce(&mut HubState) -> R) -> R {
-        f(&mut self
-            .state
-            .lock()
-            .expect("no test panics while it holds the hub"))
+        f(&mut self.state.lock().expect("no test panics while it holds the hub"))
     }
 
     /// Cuts a server off from all others: nothing it sends or is sent arrives.
@@ -126,13 +120,7 @@ impl Cluster {
             cluster.start(id).await;
         }
         let members = (1..=count).map(|id| (id, peer(id))).collect();
-        assert!(
-            cluster
-                .log(1)
-                .initialize(members)
-                .await
-                .expect("it can be founded")
-        );
+        assert!(cluster.log(1).initialize(members).await.expect("it can be founded"));
         cluster.leader().await;
         cluster
     }
@@ -168,10 +156,7 @@ impl Cluster {
     pub async fn try_start(&self, id: ServerId) -> Result<Log, ConsensusError> {
         let give_up = Instant::now() + Duration::from_secs(10);
         loop {
-            let wire = Wire {
-                from: id,
-                hub: self.hub.clone(),
-            };
+            let wire = Wire { from: id, hub: self.hub.clone() };
             match Consensus::start(self.config(id), Ledger::default(), wire).await {
                 Err(ConsensusError::OpenLog { source, .. })
                     if source.to_string().contains("lock") && Instant::now() < give_up =>
@@ -214,11 +199,7 @@ impl Cluster {
     }
 
     pub fn other_than(&self, id: ServerId) -> ServerId {
-        *self
-            .logs
-            .keys()
-            .find(|other| **other != id)
-            .expect("there is another server")
+        *self.logs.keys().find(|other| **other != id).expect("there is another server")
     }
 
     pub async fn propose_through(&self, id: ServerId, command: &[u8]) -> u64 {
@@ -234,15 +215,11 @@ impl Cluster {
     pub async fn settle_and_compare(&self) {
         let positions = || -> Vec<(u64, u64)> {
             let statuses = self.logs.values().map(|log| log.status());
-            statuses
-                .map(|status| (status.last_applied, status.last_log))
-                .collect()
+            statuses.map(|status| (status.last_applied, status.last_log)).collect()
         };
         wait_for("equal positions", || {
             let positions = positions();
-            positions
-                .iter()
-                .all(|(applied, last)| (applied, last) == (&positions[0].0, applied))
+            positions.iter().all(|(applied, last)| (applied, last) == (&positions[0].0, applied))
         })
         .await;
         let mut seen: Option<(u64, u128, Ledger)> = None;
@@ -263,10 +240,7 @@ impl Cluster {
 }
 
 pub fn peer(id: ServerId) -> Peer {
-    Peer {
-        data: format!("server-{id}:7400"),
-        http: format!("server-{id}:7480"),
-    }
+    Peer { data: format!("server-{id}:7400"), http: format!("server-{id}:7480") }
 }
 
 /// Waits, at most 20 s, for something that must come true.

@@ -45,12 +45,7 @@ impl Served {
             .expect("the server starts");
         let connections = Arc::new(Mutex::new(Vec::new()));
         let accepting = tokio::spawn(accept(listener, id, log.clone(), Arc::clone(&connections)));
-        Self {
-            log,
-            transport,
-            accepting,
-            connections,
-        }
+        Self { log, transport, accepting, connections }
     }
 
     /// Closes the port and all connections, as the end of the process would.
@@ -78,18 +73,11 @@ async fn accept(
             assert_eq!(start[8..16], id.to_le_bytes(), "dialled for this server");
             serve_connection(log, stream, rest).await
         });
-        connections
-            .lock()
-            .expect("no panic while held")
-            .push(connection);
+        connections.lock().expect("no panic while held").push(connection);
     }
 }
 
-async fn three() -> (
-    TempDir,
-    BTreeMap<ServerId, Served>,
-    BTreeMap<ServerId, SocketAddr>,
-) {
+async fn three() -> (TempDir, BTreeMap<ServerId, Served>, BTreeMap<ServerId, SocketAddr>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (mut servers, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     for id in 1..=3 {
@@ -98,10 +86,7 @@ async fn three() -> (
         servers.insert(id, Served::start(&dir, id, listener).await);
     }
     let members = addresses.iter().map(|(id, address)| {
-        let peer = Peer {
-            data: address.to_string(),
-            http: String::new(),
-        };
+        let peer = Peer { data: address.to_string(), http: String::new() };
         (*id, peer)
     });
     let founded = servers[&1].log.initialize(members.collect()).await;
@@ -115,17 +100,9 @@ async fn a_cluster_over_tcp_goes_on_without_its_leader() {
     let (_dir, mut servers, _) = three().await;
     for (id, server) in &servers {
         let command = format!("through {id}").into_bytes();
-        server
-            .log
-            .propose_anywhere(command)
-            .await
-            .expect("it is agreed on");
+        server.log.propose_anywhere(command).await.expect("it is agreed on");
     }
-    let leader = servers[&1]
-        .log
-        .status()
-        .leader
-        .expect("there was an election");
+    let leader = servers[&1].log.status().leader.expect("there was an election");
     let dead = servers.remove(&leader).expect("it runs");
     dead.hang_up();
     drop(dead);
@@ -136,11 +113,7 @@ async fn a_cluster_over_tcp_goes_on_without_its_leader() {
             // It went out on the dying connection.
             Err(ProposeError::Unknown(_)) => {
                 let again = format!("after the crash, again through {id}").into_bytes();
-                server
-                    .log
-                    .propose_anywhere(again)
-                    .await
-                    .expect("two of three agree");
+                server.log.propose_anywhere(again).await.expect("two of three agree");
             }
             Err(other) => panic!("two of three did not agree: {other}"),
         }
@@ -151,40 +124,20 @@ async fn a_cluster_over_tcp_goes_on_without_its_leader() {
         counts.insert(server.log.with_state(|_, ledger| ledger.commands.len()));
     }
     assert_eq!(counts.len(), 1, "both have the same: {counts:?}");
-    assert!(
-        counts.first() >= Some(&5),
-        "what was answered is there: {counts:?}"
-    );
+    assert!(counts.first() >= Some(&5), "what was answered is there: {counts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_connection_is_dialled_again() {
     let (_dir, servers, _) = three().await;
-    servers[&2]
-        .log
-        .propose_anywhere(b"one".to_vec())
-        .await
-        .expect("it is agreed on");
+    servers[&2].log.propose_anywhere(b"one".to_vec()).await.expect("it is agreed on");
     for server in servers.values() {
-        for connection in server
-            .connections
-            .lock()
-            .expect("no panic while held")
-            .drain(..)
-        {
+        for connection in server.connections.lock().expect("no panic while held").drain(..) {
             connection.abort();
         }
     }
-    servers[&2]
-        .log
-        .read_barrier()
-        .await
-        .expect("connections come back");
-    servers[&3]
-        .log
-        .propose_anywhere(b"two".to_vec())
-        .await
-        .expect("connections come back");
+    servers[&2].log.read_barrier().await.expect("connections come back");
+    servers[&3].log.propose_anywhere(b"two".to_vec()).await.expect("connections come back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,16 +150,10 @@ async fn a_damaged_frame_ends_its_connection_and_nothing_else() {
         let mut stream = TcpStream::connect(addresses[&1]).await.expect("it accepts");
         let mut preamble = [0; PREAMBLE_BYTES];
         preamble[8..16].copy_from_slice(&1_u64.to_le_bytes());
-        stream
-            .write_all(&preamble)
-            .await
-            .expect("the preamble is taken");
+        stream.write_all(&preamble).await.expect("the preamble is taken");
         stream.write_all(bytes).await.expect("the bytes are taken");
         // Enough for a prefix; a short body never comes.
-        stream
-            .write_all(&[0; 16])
-            .await
-            .expect("the bytes are taken");
+        stream.write_all(&[0; 16]).await.expect("the bytes are taken");
         let mut answer = Vec::new();
         let closed = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
         match closed.expect("the connection is closed at once") {
@@ -215,29 +162,19 @@ async fn a_damaged_frame_ends_its_connection_and_nothing_else() {
         }
         assert!(answer.is_empty(), "a broken frame has no answer");
     }
-    servers[&1]
-        .log
-        .propose_anywhere(b"alive".to_vec())
-        .await
-        .expect("it is agreed on");
+    servers[&1].log.propose_anywhere(b"alive".to_vec()).await.expect("it is agreed on");
 }
 
 #[tokio::test]
 async fn who_has_no_address_or_does_not_listen_is_certainly_not_reached() {
     let transport = TcpTransport::new(Arc::new(|_| [0; PREAMBLE_BYTES]));
-    let error = transport
-        .call(9, Vec::new())
-        .await
-        .expect_err("nobody is there");
+    let error = transport.call(9, Vec::new()).await.expect_err("nobody is there");
     assert_eq!(error.kind(), io::ErrorKind::NotConnected);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it has an address");
     drop(listener);
     transport.set_peer(9, address.to_string());
-    let error = transport
-        .call(9, Vec::new())
-        .await
-        .expect_err("nobody listens");
+    let error = transport.call(9, Vec::new()).await.expect_err("nobody listens");
     assert_eq!(error.kind(), io::ErrorKind::NotConnected);
     transport.remove_peer(9);
 }
@@ -246,11 +183,7 @@ async fn who_has_no_address_or_does_not_listen_is_certainly_not_reached() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn abandoned_calls_do_not_disturb_the_connection() {
     let (_dir, servers, addresses) = three().await;
-    servers[&1]
-        .log
-        .propose_anywhere(b"start".to_vec())
-        .await
-        .expect("it is agreed on");
+    servers[&1].log.propose_anywhere(b"start".to_vec()).await.expect("it is agreed on");
     let transport = &servers[&2].transport;
     transport.set_peer(1, addresses[&1].to_string());
     for round in 0..300_u32 {
@@ -258,10 +191,7 @@ async fn abandoned_calls_do_not_disturb_the_connection() {
         // The answer, if it comes, says that an empty message is none.
         drop(timeout(limit, transport.call(1, vec![0; 20_000])).await);
     }
-    let answer = transport
-        .call(1, Vec::new())
-        .await
-        .expect("the connection still works");
+    let answer = transport.call(1, Vec::new()).await.expect("the connection still works");
     assert!(String::from_utf8_lossy(&answer).contains("an empty message"));
 }
 
@@ -286,10 +216,7 @@ async fn senseless_messages_are_answered_and_change_nothing() {
         if round % 50 == 0 {
             message[0] = 7;
         }
-        assert!(
-            !log.handle(&message).await.is_empty(),
-            "every message is answered"
-        );
+        assert!(!log.handle(&message).await.is_empty(), "every message is answered");
     }
     assert_eq!(log.status().stopped, None);
     wait_for("the only server to lead again", || log.status().has_quorum).await;

@@ -32,16 +32,10 @@ fn the_storage_passes_the_suite_of_openraft() {
 async fn ten_entries() -> (TempDir, LogStore) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut store = LogStore::open(&dir.path().join("log"), 1).expect("a new log opens");
-    store
-        .save_vote(&Vote::new(5, 3))
-        .await
-        .expect("the vote is saved");
+    store.save_vote(&Vote::new(5, 3)).await.expect("the vote is saved");
     for index in 0..10 {
         let entry = blank_ent::<TypeConfig>(1, 1, index);
-        store
-            .blocking_append([entry])
-            .await
-            .expect("the entry is appended");
+        store.blocking_append([entry]).await.expect("the entry is appended");
     }
     (dir, store)
 }
@@ -59,10 +53,7 @@ fn wal(dir: &Path) -> PathBuf {
 
 async fn indexes(store: &mut LogStore) -> Vec<u64> {
     let entries = store.try_get_log_entries(..).await.expect("the log reads");
-    entries
-        .into_iter()
-        .map(|entry| entry.log_id.index)
-        .collect()
+    entries.into_iter().map(|entry| entry.log_id.index).collect()
 }
 
 /// The copy is taken while the database is open: all that is not on disk is lost, as by kill -9.
@@ -72,10 +63,7 @@ async fn a_crash_loses_neither_vote_nor_entries() {
     let copy = dir.path().join("copy");
     copy_dir(&dir.path().join("log"), &copy);
     let mut store = LogStore::open(&copy, 1).expect("what a crash leaves opens");
-    assert_eq!(
-        store.read_vote().await.expect("it reads"),
-        Some(Vote::new(5, 3))
-    );
+    assert_eq!(store.read_vote().await.expect("it reads"), Some(Vote::new(5, 3)));
     assert_eq!(indexes(&mut store).await, (0..10).collect::<Vec<_>>());
 }
 
@@ -90,15 +78,9 @@ async fn a_torn_tail_is_cut_off_and_the_log_goes_on_before_it() {
 
     let mut store = LogStore::open(&copy, 1).expect("a torn tail is accepted");
     assert_eq!(indexes(&mut store).await, (0..9).collect::<Vec<_>>());
-    assert_eq!(
-        store.read_vote().await.expect("it reads"),
-        Some(Vote::new(5, 3))
-    );
+    assert_eq!(store.read_vote().await.expect("it reads"), Some(Vote::new(5, 3)));
     let entry = blank_ent::<TypeConfig>(2, 1, 9);
-    store
-        .blocking_append([entry])
-        .await
-        .expect("the log goes on");
+    store.blocking_append([entry]).await.expect("the log goes on");
     assert_eq!(indexes(&mut store).await, (0..10).collect::<Vec<_>>());
 }
 
@@ -126,10 +108,7 @@ async fn a_log_does_not_open_under_another_server_id() {
     let copy = dir.path().join("copy");
     copy_dir(&dir.path().join("log"), &copy);
     let refused = LogStore::open(&copy, 2).map(drop);
-    assert!(
-        matches!(refused, Err(ConsensusError::OtherServer { id: 2, .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(ConsensusError::OtherServer { id: 2, .. })), "{refused:?}");
 }
 
 /// Replaced entries, read while the log thread may still be writing them.
@@ -142,25 +121,16 @@ async fn truncated_entries_never_come_back() {
         let entries = (5..10).map(|index| blank_ent::<TypeConfig>(round, 1, index));
         store.blocking_append(entries).await.expect("it appends");
         let entries = store.try_get_log_entries(..).await.expect("the log reads");
-        let terms: Vec<u64> = entries
-            .iter()
-            .map(|entry| entry.log_id.leader_id.term)
-            .collect();
+        let terms: Vec<u64> = entries.iter().map(|entry| entry.log_id.leader_id.term).collect();
         assert_eq!(terms[5..], [round; 5]);
         assert_eq!(entries.len(), 10);
     }
-    store
-        .purge(blank_ent::<TypeConfig>(1, 1, 3).log_id)
-        .await
-        .expect("it purges");
+    store.purge(blank_ent::<TypeConfig>(1, 1, 3).log_id).await.expect("it purges");
     let copy = dir.path().join("copy");
     copy_dir(&dir.path().join("log"), &copy);
     let mut store = LogStore::open(&copy, 1).expect("what a crash leaves opens");
     assert_eq!(indexes(&mut store).await, (4..10).collect::<Vec<_>>());
     let state = store.get_log_state().await.expect("it reads");
     assert_eq!(state.last_purged_log_id.map(|id| id.index), Some(3));
-    assert_eq!(
-        state.last_log_id.map(|id| (id.leader_id.term, id.index)),
-        Some((39, 9))
-    );
+    assert_eq!(state.last_log_id.map(|id| (id.leader_id.term, id.index)), Some((39, 9)));
 }

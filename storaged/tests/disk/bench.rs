@@ -77,16 +77,7 @@ pub fn try_open(path: &Path, capacity_bytes: u64, shard: (u64, u64)) -> Result<B
         observer: Arc::clone(&counts) as Arc<dyn IoObserver>,
     };
     let (disk, found) = Disk::open(&data_dir, &syncer, options, &mut reactor)?;
-    Ok(Bench {
-        disk,
-        reactor,
-        data_dir,
-        found,
-        faults,
-        counts,
-        next_io: 0,
-        done: Vec::new(),
-    })
+    Ok(Bench { disk, reactor, data_dir, found, faults, counts, next_io: 0, done: Vec::new() })
 }
 
 pub fn open(path: &Path) -> Bench {
@@ -104,8 +95,7 @@ impl Bench {
     pub fn start(&mut self, segment: SegmentId, request: StoreRequest<Data>) -> IoId {
         let io = IoId(self.next_io);
         self.next_io += 1;
-        self.disk
-            .submit(&mut self.reactor, segment, io, IoClass::Client, request);
+        self.disk.submit(&mut self.reactor, segment, io, IoClass::Client, request);
         io
     }
 
@@ -117,13 +107,8 @@ impl Bench {
             if let Some(place) = self.done.iter().position(|(_, id, _)| *id == io) {
                 return self.done.swap_remove(place).2;
             }
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "{io:?} is not answered"
-            );
-            self.reactor
-                .turn(Some(Duration::from_millis(100)), &mut events)
-                .expect("a turn");
+            assert!(started.elapsed() < Duration::from_secs(20), "{io:?} is not answered");
+            self.reactor.turn(Some(Duration::from_millis(100)), &mut events).expect("a turn");
             for event in events.drain(..) {
                 self.disk.on_event(&mut self.reactor, event);
             }
@@ -135,18 +120,13 @@ impl Bench {
         self.disk.drain(&mut self.done);
         if self.done.is_empty() {
             let mut events: Vec<Event> = Vec::new();
-            self.reactor
-                .turn(Some(Duration::from_millis(100)), &mut events)
-                .expect("a turn");
+            self.reactor.turn(Some(Duration::from_millis(100)), &mut events).expect("a turn");
             for event in events {
                 self.disk.on_event(&mut self.reactor, event);
             }
             self.disk.drain(&mut self.done);
         }
-        self.done
-            .drain(..)
-            .map(|(_, io, result)| (io, result))
-            .collect()
+        self.done.drain(..).map(|(_, io, result)| (io, result)).collect()
     }
 
     pub fn ask(&mut self, request: StoreRequest<Data>) -> StoreResult<Data> {
@@ -159,12 +139,7 @@ impl Bench {
     }
 
     pub fn create(&mut self, segment: SegmentId) -> StoreResult<Data> {
-        self.ask_of(
-            segment,
-            StoreRequest::Create {
-                meta: meta(segment, 1),
-            },
-        )
+        self.ask_of(segment, StoreRequest::Create { meta: meta(segment, 1) })
     }
 
     pub fn quiet_ticks(&mut self) {
@@ -174,13 +149,8 @@ impl Bench {
         let started = Instant::now();
         let mut events = Vec::new();
         while !self.disk.is_idle() {
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "the disk does not come to rest"
-            );
-            self.reactor
-                .turn(Some(Duration::from_millis(100)), &mut events)
-                .expect("a turn");
+            assert!(started.elapsed() < Duration::from_secs(20), "the disk does not come to rest");
+            self.reactor.turn(Some(Duration::from_millis(100)), &mut events).expect("a turn");
             for event in events.drain(..) {
                 self.disk.on_event(&mut self.reactor, event);
             }
@@ -217,17 +187,11 @@ pub fn blocks(fill: u8, count: usize) -> Data {
 
 pub fn write(segment: SegmentId, first: u32, data: &Data) -> StoreRequest<Data> {
     let sums = sums_of(data, segment, first);
-    StoreRequest::Write {
-        range: BlockRange::new(first, data.blocks()),
-        data: data.clone(),
-        sums,
-    }
+    StoreRequest::Write { range: BlockRange::new(first, data.blocks()), data: data.clone(), sums }
 }
 
 pub fn read(first: u32, count: u32) -> StoreRequest<Data> {
-    StoreRequest::Read {
-        range: BlockRange::new(first, count),
-    }
+    StoreRequest::Read { range: BlockRange::new(first, count) }
 }
 
 pub fn expect_data(result: StoreResult<Data>, wanted: &Data) {
@@ -238,15 +202,10 @@ pub fn expect_data(result: StoreResult<Data>, wanted: &Data) {
 }
 
 pub fn file(directory: &Path, extension: &str) -> PathBuf {
-    directory
-        .join("segments")
-        .join(format!("00000000000000ab.{extension}"))
+    directory.join("segments").join(format!("00000000000000ab.{extension}"))
 }
 
 pub fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
-    let file = OpenOptions::new()
-        .write(true)
-        .open(path)
-        .expect("the file is there");
+    let file = OpenOptions::new().write(true).open(path).expect("the file is there");
     file.write_all_at(bytes, at).expect("written");
 }

@@ -45,9 +45,7 @@ fn write_for_ever(directory: &Path, mut number: u64) {
             number += 1;
             let block = u32::try_from(number % u64::from(BLOCKS)).expect("small");
             let request = if number.is_multiple_of(5) {
-                StoreRequest::Zero {
-                    range: BlockRange::new(block, 1),
-                }
+                StoreRequest::Zero { range: BlockRange::new(block, 1) }
             } else {
                 write(SEGMENT, block, &numbered(number))
             };
@@ -93,12 +91,7 @@ fn a_writer_killed_at_any_moment_loses_nothing_it_acknowledged() {
     let mut newest = 0;
     for acks in [1, 60, 200, 777, 1500, 400] {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args([
-                "--exact",
-                "killed::writer",
-                "--nocapture",
-                "--test-threads=1",
-            ])
+            .args(["--exact", "killed::writer", "--nocapture", "--test-threads=1"])
             .env(WRITER, format!("{newest} {}", directory.path().display()))
             .stdout(Stdio::piped())
             .spawn()
@@ -127,9 +120,7 @@ fn a_writer_killed_at_any_moment_loses_nothing_it_acknowledged() {
 
         let mut bench = open(directory.path());
         for (block, numbers) in &mut may_hold {
-            let raw = StoreRequest::ReadRaw {
-                range: BlockRange::new(*block, 1),
-            };
+            let raw = StoreRequest::ReadRaw { range: BlockRange::new(*block, 1) };
             let (data, sums) = match (bench.ask(read(*block, 1)), bench.ask(raw)) {
                 (StoreResult::Data { data, sums }, _) => (data, sums),
                 (StoreResult::BadBlocks { .. }, StoreResult::Data { data, sums }) => {
@@ -143,11 +134,7 @@ fn a_writer_killed_at_any_moment_loses_nothing_it_acknowledged() {
             };
             let found = number_of(&data);
             let is_found = |n: &u64| {
-                if n.is_multiple_of(5) {
-                    sums[0] == ZERO_SUM && found == 0
-                } else {
-                    *n == found
-                }
+                if n.is_multiple_of(5) { sums[0] == ZERO_SUM && found == 0 } else { *n == found }
             };
             let held = numbers.iter().copied().find(is_found);
             *numbers = vec![held.unwrap_or_else(|| {

@@ -26,18 +26,8 @@ fn what_was_written_is_there_after_the_process_is_gone() {
     assert_eq!(bench.create(SEGMENT), StoreResult::Done);
     let data = blocks(1, 8);
     assert_eq!(bench.ask(write(SEGMENT, 10, &data)), StoreResult::Done);
-    assert_eq!(
-        bench.ask(StoreRequest::Zero {
-            range: BlockRange::new(12, 2)
-        }),
-        StoreResult::Done
-    );
-    assert_eq!(
-        bench.ask(StoreRequest::SetMeta {
-            meta: meta(SEGMENT, 9)
-        }),
-        StoreResult::Done
-    );
+    assert_eq!(bench.ask(StoreRequest::Zero { range: BlockRange::new(12, 2) }), StoreResult::Done);
+    assert_eq!(bench.ask(StoreRequest::SetMeta { meta: meta(SEGMENT, 9) }), StoreResult::Done);
     // Cut short, as by kill -9: in flight when everything goes.
     bench.start(SEGMENT, write(SEGMENT, 300, &blocks(77, 4)));
     drop(bench);
@@ -48,14 +38,8 @@ fn what_was_written_is_there_after_the_process_is_gone() {
     assert_eq!(bench.found.len(), 1);
     assert_eq!(bench.found[0].meta, meta(SEGMENT, 9));
     let in_doubt = &bench.found[0].in_doubt;
-    assert!(
-        in_doubt.iter().any(|range| range.contains(10)),
-        "{in_doubt:?}"
-    );
-    assert!(
-        !in_doubt.iter().any(|range| range.contains(700)),
-        "{in_doubt:?}"
-    );
+    assert!(in_doubt.iter().any(|range| range.contains(10)), "{in_doubt:?}");
+    assert!(!in_doubt.iter().any(|range| range.contains(700)), "{in_doubt:?}");
     let StoreResult::Data { data: got, sums } = bench.ask(read(9, 10)) else {
         panic!("no data");
     };
@@ -90,10 +74,7 @@ fn a_flipped_bit_on_the_disk_is_found_and_healed_by_a_write() {
     let data = blocks(1, 3);
     bench.ask(write(SEGMENT, 0, &data));
     overwrite(&file(directory.path(), "data"), 4096 + 77, &[0xEE]);
-    assert_eq!(
-        bench.ask(read(0, 3)),
-        StoreResult::BadBlocks { blocks: vec![1] }
-    );
+    assert_eq!(bench.ask(read(0, 3)), StoreResult::BadBlocks { blocks: vec![1] });
     assert_eq!(bench.counts.mismatches.load(Ordering::Relaxed), 1);
     let ranges = vec![BlockRange::new(0, 4)];
     let StoreResult::Checks { checks } = bench.ask(StoreRequest::Check { ranges }) else {
@@ -101,12 +82,7 @@ fn a_flipped_bit_on_the_disk_is_found_and_healed_by_a_write() {
     };
     assert!(matches!(
         checks[..],
-        [
-            BlockCheck::Good(_),
-            BlockCheck::Bad { .. },
-            BlockCheck::Good(_),
-            BlockCheck::Zero
-        ]
+        [BlockCheck::Good(_), BlockCheck::Bad { .. }, BlockCheck::Good(_), BlockCheck::Zero]
     ));
     assert_eq!(bench.counts.copy_reads.load(Ordering::Relaxed), 1);
     bench.ask(write(SEGMENT, 1, &data.slice(1, 1)));
@@ -121,10 +97,7 @@ fn data_in_the_wrong_place_does_not_verify() {
     bench.ask(write(SEGMENT, 0, &blocks(7, 2)));
     // Block 0's bytes where block 1's belong, as by a misdirected write.
     overwrite(&file(directory.path(), "data"), 4096, &[7; 4096]);
-    assert_eq!(
-        bench.ask(read(0, 2)),
-        StoreResult::BadBlocks { blocks: vec![1] }
-    );
+    assert_eq!(bench.ask(read(0, 2)), StoreResult::BadBlocks { blocks: vec![1] });
 }
 
 /// The worst a table can do is to call zero what is not: it would be believed.
@@ -139,12 +112,7 @@ fn a_table_page_that_was_lost_reads_as_mismatches_and_never_as_zeroes() {
     drop(bench);
     overwrite(&file(directory.path(), "table"), 4096, &[0; 4096]);
     let mut bench = open(directory.path());
-    assert_eq!(
-        bench.ask(read(0, 3)),
-        StoreResult::BadBlocks {
-            blocks: vec![0, 1, 2]
-        }
-    );
+    assert_eq!(bench.ask(read(0, 3)), StoreResult::BadBlocks { blocks: vec![0, 1, 2] });
     expect_data(bench.ask(read(600, 2)), &data);
 }
 
@@ -167,12 +135,8 @@ fn a_header_torn_while_it_was_written_leaves_the_one_before() {
     let directory = directory();
     let mut bench = open(directory.path());
     bench.create(SEGMENT);
-    bench.ask(StoreRequest::SetMeta {
-        meta: meta(SEGMENT, 2),
-    });
-    bench.ask(StoreRequest::SetMeta {
-        meta: meta(SEGMENT, 3),
-    });
+    bench.ask(StoreRequest::SetMeta { meta: meta(SEGMENT, 2) });
+    bench.ask(StoreRequest::SetMeta { meta: meta(SEGMENT, 3) });
     drop(bench);
     // Number 3 is in the second slot, as odd ones are.
     overwrite(&file(directory.path(), "meta"), 4096 + 600, &[1; 512]);
@@ -218,17 +182,7 @@ fn a_newer_format_is_refused_wherever_it_shows() {
         newer[8..12].copy_from_slice(&2u32.to_le_bytes());
         overwrite(&path, 0, &newer);
         let error = refusal(directory.path());
-        assert!(
-            matches!(
-                error,
-                DiskError::Newer {
-                    version: 2,
-                    known: 1,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, DiskError::Newer { version: 2, known: 1, .. }), "{error}");
         assert_eq!(fs::read(&path).expect("there"), newer, "it was touched");
         overwrite(&path, 0, &before);
     }
@@ -244,10 +198,7 @@ fn a_directory_of_somebody_else_is_refused() {
     }
     let error =
         DataDir::open(ours.path(), ServerId(2), None).expect_err("this is server 1's directory");
-    assert!(
-        matches!(error, DiskError::OtherServer { found: SERVER, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, DiskError::OtherServer { found: SERVER, .. }), "{error}");
 
     let held = DataDir::open(ours.path(), SERVER, None).expect("free again");
     let error = DataDir::open(ours.path(), SERVER, None).expect_err("held");
@@ -277,17 +228,7 @@ fn a_directory_joins_one_cluster_for_ever() {
     let mut data_dir = DataDir::open(directory.path(), SERVER, None).expect("opened");
     assert_eq!(data_dir.identity().cluster, 5);
     let error = data_dir.join(6).expect_err("another");
-    assert!(
-        matches!(
-            error,
-            DiskError::OtherCluster {
-                found: 5,
-                ours: 6,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DiskError::OtherCluster { found: 5, ours: 6, .. }), "{error}");
 }
 
 #[test]
@@ -301,20 +242,11 @@ fn a_full_server_refuses_a_replica_until_another_is_deleted() {
     assert_eq!(bench.disk.segments().count(), 2);
     // Made anew, it takes its own place.
     assert_eq!(bench.create(SegmentId(2)), StoreResult::Done);
-    assert_eq!(
-        bench.ask_of(SegmentId(1), StoreRequest::Delete),
-        StoreResult::Done
-    );
+    assert_eq!(bench.ask_of(SegmentId(1), StoreRequest::Delete), StoreResult::Done);
     assert_eq!(bench.create(SEGMENT), StoreResult::Done);
     assert_eq!(bench.data_dir.space().used_bytes(), 2 * SEGMENT_BYTES);
-    assert_eq!(
-        bench.disk.segments().collect::<Vec<_>>(),
-        [SegmentId(2), SEGMENT]
-    );
-    assert!(matches!(
-        bench.ask_of(SegmentId(1), read(0, 1)),
-        StoreResult::Failed { .. }
-    ));
+    assert_eq!(bench.disk.segments().collect::<Vec<_>>(), [SegmentId(2), SEGMENT]);
+    assert!(matches!(bench.ask_of(SegmentId(1), read(0, 1)), StoreResult::Failed { .. }));
 }
 
 #[test]
@@ -323,12 +255,7 @@ fn a_replica_made_anew_is_all_zero() {
     let mut bench = open(directory.path());
     bench.create(SEGMENT);
     bench.ask(write(SEGMENT, 0, &blocks(1, 4)));
-    assert_eq!(
-        bench.ask(StoreRequest::Create {
-            meta: meta(SEGMENT, 2)
-        }),
-        StoreResult::Done
-    );
+    assert_eq!(bench.ask(StoreRequest::Create { meta: meta(SEGMENT, 2) }), StoreResult::Done);
     expect_data(bench.ask(read(0, 4)), &Data::zeroes(4));
 }
 
@@ -338,11 +265,7 @@ fn a_replica_that_was_half_made_or_half_deleted_is_cleared_away() {
     let mut bench = open(directory.path());
     bench.create(SEGMENT);
     drop(bench);
-    fs::rename(
-        file(directory.path(), "meta"),
-        file(directory.path(), "meta.tmp"),
-    )
-    .expect("moved");
+    fs::rename(file(directory.path(), "meta"), file(directory.path(), "meta.tmp")).expect("moved");
     fs::write(directory.path().join("segments").join("notes.txt"), "kept").expect("written");
     let bench = open(directory.path());
     assert_eq!(bench.found.len(), 0);
@@ -363,11 +286,7 @@ fn each_shard_opens_its_own_segments() {
     }
     drop(bench);
     let bench = try_open(directory.path(), 1 << 30, (1, 2)).expect("opened");
-    let found: Vec<u64> = bench
-        .found
-        .iter()
-        .map(|f| f.meta.config.segment.0)
-        .collect();
+    let found: Vec<u64> = bench.found.iter().map(|f| f.meta.config.segment.0).collect();
     assert_eq!(found, [1, 3]);
 }
 
@@ -391,10 +310,7 @@ fn a_slow_disk_is_slow_without_holding_up_anybody_else() {
     bench.create(SEGMENT);
     let data = blocks(1, 1);
     bench.ask(write(SEGMENT, 0, &data));
-    let slow = FaultSettings {
-        read_latency_ms: 500,
-        ..FaultSettings::default()
-    };
+    let slow = FaultSettings { read_latency_ms: 500, ..FaultSettings::default() };
     bench.faults.set(slow);
     let started = Instant::now();
     let first = bench.start(SEGMENT, read(0, 1));
@@ -405,10 +321,7 @@ fn a_slow_disk_is_slow_without_holding_up_anybody_else() {
     expect_data(bench.wait(second), &data);
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(500), "{took:?}");
-    assert!(
-        took < Duration::from_millis(1000),
-        "{took:?}: one delay after the other"
-    );
+    assert!(took < Duration::from_millis(1000), "{took:?}: one delay after the other");
 }
 
 #[test]
@@ -418,10 +331,7 @@ fn a_bit_flipped_by_a_fault_never_reaches_the_reader() {
     bench.create(SEGMENT);
     let data = blocks(1, 4);
     bench.ask(write(SEGMENT, 0, &data));
-    bench.faults.set(FaultSettings {
-        bit_flip_rate: 1.0,
-        ..FaultSettings::default()
-    });
+    bench.faults.set(FaultSettings { bit_flip_rate: 1.0, ..FaultSettings::default() });
     for _ in 0..20 {
         match bench.ask(read(0, 4)) {
             StoreResult::BadBlocks { blocks } => assert_eq!(blocks.len(), 1),
@@ -439,33 +349,18 @@ fn a_failed_read_names_its_blocks_and_a_failed_write_ends_the_replica() {
     bench.create(SEGMENT);
     let data = blocks(1, 2);
     bench.ask(write(SEGMENT, 0, &data));
-    bench.faults.set(FaultSettings {
-        error_rate: 1.0,
-        ..FaultSettings::default()
-    });
-    assert_eq!(
-        bench.ask(read(0, 3)),
-        StoreResult::BadBlocks { blocks: vec![0, 1] }
-    );
+    bench.faults.set(FaultSettings { error_rate: 1.0, ..FaultSettings::default() });
+    assert_eq!(bench.ask(read(0, 3)), StoreResult::BadBlocks { blocks: vec![0, 1] });
     assert_eq!(bench.counts.errors.load(Ordering::Relaxed), 3);
     bench.faults.clear();
     expect_data(bench.ask(read(0, 2)), &data);
-    bench.faults.set(FaultSettings {
-        error_rate: 1.0,
-        ..FaultSettings::default()
-    });
+    bench.faults.set(FaultSettings { error_rate: 1.0, ..FaultSettings::default() });
     let StoreResult::Failed { error } = bench.ask(write(SEGMENT, 0, &data)) else {
         panic!("the write did not fail");
     };
-    assert!(
-        error.contains("write block 0") && error.contains(".data"),
-        "{error}"
-    );
+    assert!(error.contains("write block 0") && error.contains(".data"), "{error}");
     bench.faults.clear();
-    assert!(
-        matches!(bench.ask(read(0, 2)), StoreResult::Failed { .. }),
-        "it is out for good"
-    );
+    assert!(matches!(bench.ask(read(0, 2)), StoreResult::Failed { .. }), "it is out for good");
     assert_eq!(bench.ask(StoreRequest::Delete), StoreResult::Done);
     assert_eq!(bench.create(SEGMENT), StoreResult::Done);
 }
@@ -486,19 +381,13 @@ fn many_writes_at_once_share_their_syncs_and_are_all_there() {
         while done.len() < ios.len() {
             assert!(started.elapsed() < Duration::from_secs(20));
             let mut events = Vec::new();
-            bench
-                .reactor
-                .turn(Some(Duration::from_millis(100)), &mut events)
-                .expect("a turn");
+            bench.reactor.turn(Some(Duration::from_millis(100)), &mut events).expect("a turn");
             for event in events {
                 bench.disk.on_event(&mut bench.reactor, event);
             }
             bench.disk.drain(&mut done);
         }
-        assert!(
-            done.iter()
-                .all(|(_, _, result)| *result == StoreResult::Done)
-        );
+        assert!(done.iter().all(|(_, _, result)| *result == StoreResult::Done));
     }
     for (i, data) in (0u32..).zip(&all) {
         expect_data(bench.ask(read(i * 16, 1)), data);

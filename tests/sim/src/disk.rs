@@ -322,8 +322,12 @@ impl Disk {
                 if file.unreadable.iter().any(wanted) {
                     return Some(DeviceResult::Unreadable);
                 }
-                let content = |b: u32| if zero.contains(&b) { 0 } else { file.data[at(b)].visible };
-                return Some(DeviceResult::Data { data: Blocks(range.blocks().map(content).collect()) });
+                let content = |b: u32| {
+                    if zero.contains(&b) { 0 } else { file.data[at(b)].visible }
+                };
+                return Some(DeviceResult::Data {
+                    data: Blocks(range.blocks().map(content).collect()),
+                });
             }
             DeviceOp::Delete => {
                 self.files.remove(&segment);
@@ -333,7 +337,12 @@ impl Disk {
     }
 
     /// Ends an operation with an error. What it wrote may be there in part, but is not vouched for.
-    pub fn fail(&mut self, segment: SegmentId, op: u64, rng: &mut Rng) -> Option<DeviceResult<Blocks>> {
+    pub fn fail(
+        &mut self,
+        segment: SegmentId,
+        op: u64,
+        rng: &mut Rng,
+    ) -> Option<DeviceResult<Blocks>> {
         let running = self.running.remove(&(segment, op))?;
         self.tear(segment, running, rng);
         Some(DeviceResult::Failed { error: "EIO".to_owned() })
@@ -391,7 +400,9 @@ impl Disk {
             | DeviceOp::ClearIntent { .. }
             | DeviceOp::ReadData { .. } => {}
         }
-        let Some(file) = self.files.get_mut(&segment) else { return };
+        let Some(file) = self.files.get_mut(&segment) else {
+            return;
+        };
         match what {
             DeviceOp::SetMeta { meta } => {
                 if rng.coin() {

@@ -12,8 +12,8 @@ use std::time::Instant;
 use clap::Parser;
 use sim::mutants::{MUTANTS, by_name, name_of};
 use sim::range::{Summary, run_range};
-use sim::world::Counts;
 use sim::run::TAIL_LINES;
+use sim::world::Counts;
 use sim::{Outcome, STEPS, Task, run};
 use smt::Mutant;
 
@@ -175,8 +175,7 @@ fn catching(
         let to = seeds.end.min(from + SEEDS_AT_ONCE);
         let Summary { seeds: ran, counts, broken } = run_range(from..to, steps, Some(mutant), jobs);
         for outcome in &broken {
-            let is_stuck =
-                outcome.violation.as_ref().is_none_or(|v| v.invariant == "I6 liveness");
+            let is_stuck = outcome.violation.as_ref().is_none_or(|v| v.invariant == "I6 liveness");
             let clean = || {
                 let task = Task { steps, ..Task::of_seed(outcome.seed, None) };
                 run(task).violation.is_none()

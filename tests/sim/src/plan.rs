@@ -175,7 +175,9 @@ impl Plan {
                 *weight = typical * r.range_u32(1, 4);
             }
         }
-        let targeted = |r: &mut Rng| if r.coin() { r.range_u32(100_000, 700_000) } else { 0 };
+        let targeted = |r: &mut Rng| {
+            if r.coin() { r.range_u32(100_000, 700_000) } else { 0 }
+        };
         Plan {
             seed,
             servers: usize::try_from(servers).expect("a handful"),

@@ -31,7 +31,7 @@ impl Rng {
         Rng { state: [next(), next(), next(), next()] }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let out = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let (c, d) = (c ^ a, d ^ b);
@@ -41,7 +41,7 @@ impl Rng {
 
     /// A number below `bound`, which is not 0. The bias of the modulus does not matter here.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.bits() % bound
     }
 
     /// A number of `low ..= high`.
@@ -64,7 +64,7 @@ impl Rng {
     }
 
     pub fn coin(&mut self) -> bool {
-        self.next() & (1 << 40) != 0
+        self.bits() & (1 << 40) != 0
     }
 
     /// True `ppm` times in a million.
@@ -81,6 +81,6 @@ impl Rng {
 
     /// A generator of its own, for a part whose draws are not to disturb the others'.
     pub fn fork(&mut self) -> Rng {
-        Rng::new(self.next())
+        Rng::new(self.bits())
     }
 }

@@ -55,9 +55,8 @@ impl Trace {
     /// The last `count` lines about `segment`, or about everything.
     #[must_use]
     pub fn tail(&self, segment: Option<SegmentId>, count: usize) -> Vec<String> {
-        let concerns = |about: &Option<SegmentId>| {
-            segment.is_none() || about.is_none() || *about == segment
-        };
+        let concerns =
+            |about: &Option<SegmentId>| segment.is_none() || about.is_none() || *about == segment;
         let mut lines: Vec<String> = self
             .lines
             .iter()

@@ -39,13 +39,7 @@ fn the_first_flush_goes_everywhere_because_others_may_have_written() {
 fn a_flush_goes_to_the_segments_written_since_the_last_one() {
     let mut bench = clean();
     bench.write(1, 7, &[1, 2]);
-    bench.submit(
-        2,
-        VolumeRequest::Zero {
-            first_block: 24,
-            count: 1,
-        },
-    );
+    bench.submit(2, VolumeRequest::Zero { first_block: 24, count: 1 });
     for sent in bench.sent() {
         bench.done(&sent);
     }
@@ -66,14 +60,7 @@ fn a_write_that_ends_while_a_flush_is_under_way_is_left_to_the_next_flush() {
     bench.submit(3, VolumeRequest::Flush);
     let flush = bench.one();
     // The other write's answer comes before the flush's: the flush may not cover it.
-    let second = (
-        first.0,
-        first.1,
-        Request {
-            op: OpId(flush.2.op.0 - 1),
-            ..first.2.clone()
-        },
-    );
+    let second = (first.0, first.1, Request { op: OpId(flush.2.op.0 - 1), ..first.2.clone() });
     bench.done(&second);
     assert_eq!(bench.events(), [done(2)]);
     bench.done(&flush);
@@ -92,11 +79,7 @@ fn two_flushes_at_once_both_reach_the_servers() {
     bench.submit(2, VolumeRequest::Flush);
     bench.submit(3, VolumeRequest::Flush);
     let sent = bench.sent();
-    assert_eq!(
-        segments(&sent),
-        [1, 1],
-        "the first is not done, it proves nothing yet"
-    );
+    assert_eq!(segments(&sent), [1, 1], "the first is not done, it proves nothing yet");
 }
 
 #[test]

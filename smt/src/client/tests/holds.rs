@@ -9,13 +9,7 @@ fn overlapping_writes_go_one_after_the_other_in_the_order_submitted() {
     bench.write(1, 0, &[1, 1]);
     let first = bench.one();
     bench.write(2, 1, &[2, 2]);
-    bench.submit(
-        3,
-        VolumeRequest::Zero {
-            first_block: 2,
-            count: 1,
-        },
-    );
+    bench.submit(3, VolumeRequest::Zero { first_block: 2, count: 1 });
     assert!(bench.actions.is_empty(), "2 waits for 1, and 3 for 2");
     bench.write(4, 5, &[4]);
     let apart = bench.one();
@@ -48,10 +42,7 @@ fn a_read_waits_for_no_write() {
 
 #[test]
 fn without_the_lock_overlapping_writes_are_all_sent() {
-    let settings = ClientSettings {
-        overlap_lock: false,
-        ..ClientSettings::default()
-    };
+    let settings = ClientSettings { overlap_lock: false, ..ClientSettings::default() };
     let mut bench = Bench::with(settings);
     bench.write(1, 0, &[1]);
     bench.write(2, 0, &[2]);
@@ -63,10 +54,7 @@ fn the_lock_is_missing_only_in_its_mutant() {
     let mut settings = Settings::default();
     assert!(ClientSettings::of(&settings).overlap_lock);
     settings.mutant = Some(Mutant::C4NoOverlapLock);
-    assert_eq!(
-        ClientSettings::of(&settings).overlap_lock,
-        !cfg!(feature = "mutants")
-    );
+    assert_eq!(ClientSettings::of(&settings).overlap_lock, !cfg!(feature = "mutants"));
 }
 
 #[test]
@@ -74,26 +62,14 @@ fn a_hold_has_its_range_to_itself_until_its_merge_is_written() {
     let mut bench = Bench::new();
     bench.write(1, 3, &[1]);
     let write = bench.one();
-    bench.submit(
-        2,
-        VolumeRequest::Hold {
-            first_block: 3,
-            count: 2,
-        },
-    );
+    bench.submit(2, VolumeRequest::Hold { first_block: 3, count: 2 });
     bench.write(3, 4, &[3]);
     assert!(bench.actions.is_empty());
     bench.done(&write);
-    assert_eq!(
-        bench.events(),
-        [done(1), ClientAction::Granted { op: OpId(2) }]
-    );
+    assert_eq!(bench.events(), [done(1), ClientAction::Granted { op: OpId(2) }]);
     bench.read(4, 3, 2);
     assert_eq!(bench.sent().len(), 1, "the hold's own read");
-    bench.handle(ClientEvent::Merged {
-        op: OpId(2),
-        data: Blocks(vec![8, 9]),
-    });
+    bench.handle(ClientEvent::Merged { op: OpId(2), data: Blocks(vec![8, 9]) });
     let merged = bench.one();
     assert_eq!(range_of(&merged.2), BlockRange::new(3, 2));
     bench.done(&merged);
@@ -104,20 +80,8 @@ fn a_hold_has_its_range_to_itself_until_its_merge_is_written() {
 #[test]
 fn a_released_hold_lets_the_next_one_in_and_completes_nothing() {
     let mut bench = Bench::new();
-    bench.submit(
-        1,
-        VolumeRequest::Hold {
-            first_block: 0,
-            count: 1,
-        },
-    );
-    bench.submit(
-        2,
-        VolumeRequest::Hold {
-            first_block: 0,
-            count: 1,
-        },
-    );
+    bench.submit(1, VolumeRequest::Hold { first_block: 0, count: 1 });
+    bench.submit(2, VolumeRequest::Hold { first_block: 0, count: 1 });
     assert_eq!(bench.events(), [ClientAction::Granted { op: OpId(1) }]);
     bench.handle(ClientEvent::Release { op: OpId(1) });
     assert_eq!(bench.events(), [ClientAction::Granted { op: OpId(2) }]);
@@ -131,13 +95,7 @@ fn a_hold_released_before_its_turn_is_not_granted_later() {
     let mut bench = Bench::new();
     bench.write(1, 0, &[1]);
     let write = bench.one();
-    bench.submit(
-        2,
-        VolumeRequest::Hold {
-            first_block: 0,
-            count: 1,
-        },
-    );
+    bench.submit(2, VolumeRequest::Hold { first_block: 0, count: 1 });
     bench.handle(ClientEvent::Release { op: OpId(2) });
     bench.done(&write);
     assert_eq!(bench.events(), [done(1)]);

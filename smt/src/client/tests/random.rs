@@ -38,20 +38,12 @@ const BLOCKS: u64 = 32;
 
 impl World {
     fn new() -> World {
-        let settings = ClientSettings {
-            piece_blocks_max: 3,
-            window: 2,
-            ..ClientSettings::default()
-        };
+        let settings =
+            ClientSettings { piece_blocks_max: 3, window: 2, ..ClientSettings::default() };
         let mut world = World {
             bench: Bench::unlinked(settings, false),
             disk: (0..BLOCKS).map(|block| (block, 0)).collect(),
-            configs: vec![
-                config(1, 1, 1),
-                config(2, 1, 2),
-                config(3, 1, 1),
-                config(4, 1, 2),
-            ],
+            configs: vec![config(1, 1, 1), config(2, 1, 2), config(3, 1, 1), config(4, 1, 2)],
             version: 10,
             wires: BTreeMap::new(),
             next_session: 1,
@@ -74,13 +66,7 @@ impl World {
         }
         let session = self.next_session;
         self.next_session += 1;
-        self.wires.insert(
-            server,
-            Wire {
-                session,
-                ..Wire::default()
-            },
-        );
+        self.wires.insert(server, Wire { session, ..Wire::default() });
         self.bench.up(server, session);
         self.look();
     }
@@ -99,8 +85,7 @@ impl World {
         config.primary = ServerId(primary);
         let config = config.clone();
         if told {
-            self.bench
-                .delta(self.version - 1, self.version, vec![config]);
+            self.bench.delta(self.version - 1, self.version, vec![config]);
             self.look();
         }
     }
@@ -111,9 +96,8 @@ impl World {
         let count = count.min(BLOCKS - first);
         match what {
             0 | 1 => {
-                let values: Vec<u64> = (0..count)
-                    .map(|i| if what == 0 { 0 } else { op * 100 + i })
-                    .collect();
+                let values: Vec<u64> =
+                    (0..count).map(|i| if what == 0 { 0 } else { op * 100 + i }).collect();
                 // A write in flight may be seen by every read that is in flight with it.
                 for (block, value) in (first..).zip(&values) {
                     self.may_be.get_mut(&block).expect("inside").push(*value);
@@ -125,24 +109,15 @@ impl World {
                 }
                 self.writes.insert(op, (first, values.clone()));
                 if what == 0 {
-                    self.bench.submit(
-                        op,
-                        VolumeRequest::Zero {
-                            first_block: first,
-                            count,
-                        },
-                    );
+                    self.bench.submit(op, VolumeRequest::Zero { first_block: first, count });
                 } else {
                     self.bench.write(op, first, &values);
                 }
             }
             2 => {
-                let seen = (first..first + count)
-                    .map(|b| (b, self.may_be[&b].clone()))
-                    .collect();
+                let seen = (first..first + count).map(|b| (b, self.may_be[&b].clone())).collect();
                 self.reads.insert(op, seen);
-                self.bench
-                    .read(op, first, u32::try_from(count).expect("small"));
+                self.bench.read(op, first, u32::try_from(count).expect("small"));
             }
             _ => self.bench.submit(op, VolumeRequest::Flush),
         }
@@ -153,15 +128,8 @@ impl World {
     fn look(&mut self) {
         for action in std::mem::take(&mut self.bench.actions) {
             match action {
-                ClientAction::Send {
-                    server,
-                    session,
-                    request,
-                } => {
-                    let wire = self
-                        .wires
-                        .get_mut(&server.0)
-                        .expect("it knows which links are up");
+                ClientAction::Send { server, session, request } => {
+                    let wire = self.wires.get_mut(&server.0).expect("it knows which links are up");
                     assert_eq!(wire.session, session.0);
                     wire.there.push_back(request);
                 }
@@ -199,10 +167,7 @@ impl World {
             let mut blocks = Vec::new();
             for (first, data) in runs {
                 for (block, value) in (*first..).zip(&data.0) {
-                    assert!(
-                        seen[&block].contains(value),
-                        "block {block} read as {value}"
-                    );
+                    assert!(seen[&block].contains(value), "block {block} read as {value}");
                     blocks.push(block);
                 }
             }
@@ -214,11 +179,7 @@ impl World {
 
     /// A server takes one request off its wire.
     fn serve(&mut self, server: u64, mood: u8) {
-        let Some(request) = self
-            .wires
-            .get_mut(&server)
-            .and_then(|w| w.there.pop_front())
-        else {
+        let Some(request) = self.wires.get_mut(&server).and_then(|w| w.there.pop_front()) else {
             return;
         };
         let at = self.configs.iter().find(|c| c.segment == request.segment);
@@ -255,11 +216,7 @@ impl World {
                 RequestBody::Flush => ReplyBody::Done,
             }
         };
-        let reply = ClientReply {
-            op: request.op,
-            segment: request.segment,
-            body,
-        };
+        let reply = ClientReply { op: request.op, segment: request.segment, body };
         if let Some(wire) = self.wires.get_mut(&server) {
             wire.back.push_back(reply);
         }
@@ -273,11 +230,7 @@ impl World {
             return;
         };
         let (server, session) = (ServerId(server), Session(wire.session));
-        self.bench.handle(ClientEvent::Reply {
-            server,
-            session,
-            reply,
-        });
+        self.bench.handle(ClientEvent::Reply { server, session, reply });
         self.look();
     }
 
@@ -307,11 +260,7 @@ impl World {
             self.tell();
         }
         assert!(self.writes.is_empty() && self.reads.is_empty());
-        assert_eq!(
-            self.completed,
-            self.next_op - 1,
-            "each operation completes, and once"
-        );
+        assert_eq!(self.completed, self.next_op - 1, "each operation completes, and once");
         self.bench.idle();
     }
 }

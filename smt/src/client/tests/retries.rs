@@ -18,10 +18,7 @@ fn what_was_on_a_broken_connection_is_sent_again_on_the_next_one() {
         assert_eq!(old.2, new.2, "the same request under the same id");
     }
     bench.done(&sent[0]);
-    assert!(
-        bench.actions.is_empty(),
-        "nothing comes from a connection that fell"
-    );
+    assert!(bench.actions.is_empty(), "nothing comes from a connection that fell");
     bench.done(&again[0]);
     assert_eq!(bench.events(), [done(1)]);
 }
@@ -36,11 +33,7 @@ fn a_link_that_was_replaced_without_a_word_counts_as_fallen() {
     bench.up(1, 2);
     bench.down(1, 1);
     bench.read(2, 0, 1);
-    assert_eq!(
-        bench.one().1,
-        3,
-        "late words of older connections change nothing"
-    );
+    assert_eq!(bench.one().1, 3, "late words of older connections change nothing");
 }
 
 #[test]
@@ -49,10 +42,7 @@ fn without_a_link_it_waits_and_asks_the_map() {
     bench.write(1, 0, &[1]);
     bench.pass(3_500);
     let pulls = bench.events();
-    assert_eq!(
-        pulls,
-        [ClientAction::Pull, ClientAction::Pull, ClientAction::Pull]
-    );
+    assert_eq!(pulls, [ClientAction::Pull, ClientAction::Pull, ClientAction::Pull]);
     bench.up(1, 1);
     assert_eq!(bench.sent().len(), 1);
 }
@@ -65,25 +55,14 @@ fn an_unanswered_request_makes_it_ask_the_map_and_send_again() {
     bench.pass(990);
     assert!(bench.actions.is_empty());
     bench.pass(100);
-    let (pulls, sends): (Vec<_>, Vec<_>) = bench
-        .actions
-        .drain(..)
-        .partition(|a| matches!(a, ClientAction::Pull));
+    let (pulls, sends): (Vec<_>, Vec<_>) =
+        bench.actions.drain(..).partition(|a| matches!(a, ClientAction::Pull));
     assert_eq!((pulls.len(), sends.len()), (1, 1));
-    let ClientAction::Send { request, .. } = &sends[0] else {
-        panic!("{sends:?}")
-    };
+    let ClientAction::Send { request, .. } = &sends[0] else { panic!("{sends:?}") };
     assert_eq!(*request, first.2);
     bench.pass(10_000);
-    let sends = bench
-        .actions
-        .iter()
-        .filter(|a| matches!(a, ClientAction::Send { .. }))
-        .count();
-    assert!(
-        (2..=4).contains(&sends),
-        "copies do not pile up at a server that is stopped: {sends}"
-    );
+    let sends = bench.actions.iter().filter(|a| matches!(a, ClientAction::Send { .. })).count();
+    assert!((2..=4).contains(&sends), "copies do not pile up at a server that is stopped: {sends}");
     bench.actions.clear();
     bench.done(&first);
     assert_eq!(bench.events(), [done(1)]);
@@ -140,10 +119,7 @@ fn a_resting_request_goes_at_once_when_the_primary_moves() {
     bench.delta(10, 11, vec![config(1, 2, 2)]);
     assert_eq!(bench.one().0, 2);
     bench.pass(150);
-    assert!(
-        bench.actions.is_empty(),
-        "and is not sent a second time when its rest is over"
-    );
+    assert!(bench.actions.is_empty(), "and is not sent a second time when its rest is over");
 }
 
 #[test]
@@ -154,11 +130,7 @@ fn refusals_without_end_make_it_ask_the_map() {
     for _ in 0..400 {
         for action in std::mem::take(&mut bench.actions) {
             match action {
-                ClientAction::Send {
-                    server,
-                    session,
-                    request,
-                } => {
+                ClientAction::Send { server, session, request } => {
                     let sent = (server.0, session.0, request);
                     bench.answer(&sent, ReplyBody::Retry { after_ns: 0 });
                 }
@@ -200,11 +172,7 @@ fn data_that_fails_its_checksum_is_read_again_and_never_handed_up() {
         }
         bench.answer(&sent, short);
     }
-    assert_eq!(
-        bench.events(),
-        [failed(2, ClientError::Io)],
-        "three times is enough"
-    );
+    assert_eq!(bench.events(), [failed(2, ClientError::Io)], "three times is enough");
     bench.idle();
 }
 
@@ -252,10 +220,7 @@ fn a_write_is_not_failed_while_another_copy_of_it_may_happen() {
     bench.pass(1_100);
     bench.actions.clear();
     bench.answer(&sent, ReplyBody::IoError);
-    assert!(
-        bench.events().is_empty(),
-        "two copies were sent, one was refused"
-    );
+    assert!(bench.events().is_empty(), "two copies were sent, one was refused");
     bench.done(&sent);
     assert_eq!(bench.events(), [done(1)]);
 }
@@ -277,18 +242,9 @@ fn a_copys_success_counts_while_the_other_ones_refusal_rests() {
 
 #[test]
 fn a_failed_operation_starts_no_further_pieces() {
-    let settings = ClientSettings {
-        window: 1,
-        ..ClientSettings::default()
-    };
+    let settings = ClientSettings { window: 1, ..ClientSettings::default() };
     let mut bench = Bench::with(settings);
-    bench.submit(
-        1,
-        VolumeRequest::Zero {
-            first_block: 0,
-            count: 32,
-        },
-    );
+    bench.submit(1, VolumeRequest::Zero { first_block: 0, count: 32 });
     let first = bench.one();
     bench.answer(&first, ReplyBody::Invalid);
     assert_eq!(bench.events(), [failed(1, ClientError::Invalid)]);
@@ -300,21 +256,12 @@ fn a_fenced_attachment_stops_for_good() {
     let mut bench = Bench::new();
     bench.write(1, 0, &[1]);
     bench.read(2, 8, 1);
-    bench.submit(
-        3,
-        VolumeRequest::Hold {
-            first_block: 0,
-            count: 1,
-        },
-    );
+    bench.submit(3, VolumeRequest::Hold { first_block: 0, count: 1 });
     let sent = bench.sent();
     bench.answer(&sent[0], ReplyBody::Fenced);
     let all = [1, 2, 3].map(|op| failed(op, ClientError::Fenced));
     assert_eq!(bench.events(), all);
-    bench.handle(ClientEvent::Merged {
-        op: OpId(3),
-        data: Blocks(vec![1]),
-    });
+    bench.handle(ClientEvent::Merged { op: OpId(3), data: Blocks(vec![1]) });
     bench.handle(ClientEvent::Release { op: OpId(3) });
     bench.up(1, 9);
     bench.pass(2_000);

@@ -3,9 +3,7 @@
 use super::*;
 
 fn stale(id: u64, epoch: u64, primary: u64) -> ReplyBody<Blocks> {
-    ReplyBody::Stale {
-        config: config(id, epoch, primary),
-    }
+    ReplyBody::Stale { config: config(id, epoch, primary) }
 }
 
 #[test]
@@ -60,10 +58,7 @@ fn an_epoch_learnt_by_push_is_used_for_what_the_server_refuses() {
     bench.write(1, 0, &[1]);
     let first = bench.one();
     bench.delta(10, 11, vec![config(1, 2, 1)]);
-    assert!(
-        bench.actions.is_empty(),
-        "the same primary goes on in place with what it has"
-    );
+    assert!(bench.actions.is_empty(), "the same primary goes on in place with what it has");
     bench.answer(&first, stale(1, 2, 1));
     assert_eq!(bench.one().2.epoch, Epoch(2));
 }
@@ -113,11 +108,7 @@ fn a_gap_between_deltas_is_filled_by_a_pull() {
     assert_eq!(bench.events(), [ClientAction::Pull]);
     assert_eq!(bench.client.version(), MapVersion(10), "not known up to 13");
     bench.read(1, 0, 1);
-    assert_eq!(
-        bench.one().2.epoch,
-        Epoch(3),
-        "but what came is newer all the same"
-    );
+    assert_eq!(bench.one().2.epoch, Epoch(3), "but what came is newer all the same");
     bench.delta(14, 15, Vec::new());
     assert!(bench.events().is_empty(), "not more than one a second");
     bench.delta(0, 15, Vec::new());
@@ -136,11 +127,7 @@ fn a_segment_nobody_told_of_waits_for_its_config() {
         read_only: false,
     };
     let client = Client::new(volume, ClientSettings::default()).expect("it can be");
-    let mut bench = Bench {
-        client,
-        now: Tick(0),
-        actions: Vec::new(),
-    };
+    let mut bench = Bench { client, now: Tick(0), actions: Vec::new() };
     bench.up(2, 1);
     bench.write(1, 8, &[1]);
     bench.pass(990);
@@ -150,14 +137,8 @@ fn a_segment_nobody_told_of_waits_for_its_config() {
     bench.delta(0, 11, vec![config(2, 1, 2)]);
     let sent = bench.one();
     assert_eq!((sent.0, sent.2.segment), (2, SegmentId(2)));
-    let RequestBody::Write { data, sums, .. } = &sent.2.body else {
-        panic!("a write")
-    };
-    assert_eq!(
-        *sums,
-        sums_of(data, SegmentId(2), 0),
-        "summed for the segment it turned out to be"
-    );
+    let RequestBody::Write { data, sums, .. } = &sent.2.body else { panic!("a write") };
+    assert_eq!(*sums, sums_of(data, SegmentId(2), 0), "summed for the segment it turned out to be");
 }
 
 #[test]
@@ -185,24 +166,11 @@ fn a_deleted_volume_fails_everything_from_then_on() {
     bench.write(1, 0, &[1]);
     bench.write(2, 0, &[2]);
     let sent = bench.one();
-    bench.answer(
-        &sent,
-        ReplyBody::Gone {
-            version: MapVersion(9),
-        },
-    );
-    assert!(
-        bench.events().is_empty(),
-        "that server's map is older than ours"
-    );
+    bench.answer(&sent, ReplyBody::Gone { version: MapVersion(9) });
+    assert!(bench.events().is_empty(), "that server's map is older than ours");
     bench.pass(5);
     let again = bench.one();
-    bench.answer(
-        &again,
-        ReplyBody::Gone {
-            version: MapVersion(10),
-        },
-    );
+    bench.answer(&again, ReplyBody::Gone { version: MapVersion(10) });
     let all = [failed(1, ClientError::Gone), failed(2, ClientError::Gone)];
     assert_eq!(bench.events(), all);
     bench.submit(3, VolumeRequest::Flush);
@@ -233,10 +201,7 @@ fn a_delta_without_a_size_says_the_volume_is_gone() {
 #[test]
 fn the_servers_it_wants_are_the_primaries() {
     let mut bench = Bench::new();
-    assert_eq!(
-        bench.client.servers(),
-        BTreeSet::from([ServerId(1), ServerId(2)])
-    );
+    assert_eq!(bench.client.servers(), BTreeSet::from([ServerId(1), ServerId(2)]));
     bench.delta(10, 11, vec![config(1, 2, 3)]);
     assert!(bench.client.servers().contains(&ServerId(3)));
 }

@@ -30,18 +30,9 @@ fn an_operation_is_cut_at_the_ends_of_segments() {
 
 #[test]
 fn an_operation_is_cut_at_the_largest_piece() {
-    let settings = ClientSettings {
-        piece_blocks_max: 3,
-        ..ClientSettings::default()
-    };
+    let settings = ClientSettings { piece_blocks_max: 3, ..ClientSettings::default() };
     let mut bench = Bench::with(settings);
-    bench.submit(
-        1,
-        VolumeRequest::Zero {
-            first_block: 0,
-            count: 9,
-        },
-    );
+    bench.submit(1, VolumeRequest::Zero { first_block: 0, count: 9 });
     let sent = bench.sent();
     let ranges: Vec<BlockRange> = sent.iter().map(|(_, _, r)| range_of(r)).collect();
     assert_eq!(
@@ -67,32 +58,19 @@ fn a_read_returns_its_runs_in_order_whatever_order_they_came_in() {
     bench.answer(&sent[1], second);
     let first = data(&sent[0].2, &[7]);
     bench.answer(&sent[0], first);
-    let runs: Runs<Blocks> = [
-        (7, Blocks(vec![7])),
-        (8, Blocks((8..16).collect())),
-        (16, Blocks(vec![16])),
-    ]
-    .into_iter()
-    .collect();
+    let runs: Runs<Blocks> =
+        [(7, Blocks(vec![7])), (8, Blocks((8..16).collect())), (16, Blocks(vec![16]))]
+            .into_iter()
+            .collect();
     assert_eq!(bench.events(), [complete(1, OpResult::Data(runs))]);
     bench.idle();
 }
 
 #[test]
 fn a_large_operation_has_no_more_than_its_window_under_way() {
-    let settings = ClientSettings {
-        window: 2,
-        piece_blocks_max: 2,
-        ..ClientSettings::default()
-    };
+    let settings = ClientSettings { window: 2, piece_blocks_max: 2, ..ClientSettings::default() };
     let mut bench = Bench::with(settings);
-    bench.submit(
-        1,
-        VolumeRequest::Zero {
-            first_block: 0,
-            count: 32,
-        },
-    );
+    bench.submit(1, VolumeRequest::Zero { first_block: 0, count: 32 });
     let mut open = bench.sent();
     let mut seen = 0;
     while !open.is_empty() {
@@ -130,20 +108,8 @@ fn what_reaches_beyond_the_volume_or_holds_nothing_is_refused_at_the_door() {
 fn a_read_only_attachment_reads_and_flushes_but_does_not_write() {
     let mut bench = Bench::unlinked(ClientSettings::default(), true);
     bench.write(1, 0, &[1]);
-    bench.submit(
-        2,
-        VolumeRequest::Zero {
-            first_block: 0,
-            count: 1,
-        },
-    );
-    bench.submit(
-        3,
-        VolumeRequest::Hold {
-            first_block: 0,
-            count: 1,
-        },
-    );
+    bench.submit(2, VolumeRequest::Zero { first_block: 0, count: 1 });
+    bench.submit(3, VolumeRequest::Hold { first_block: 0, count: 1 });
     let refused = [1, 2, 3].map(|op| failed(op, ClientError::ReadOnly));
     assert_eq!(bench.events(), refused);
     bench.up(1, 1);

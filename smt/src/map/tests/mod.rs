@@ -24,10 +24,7 @@ pub(super) struct Bench {
 impl Bench {
     /// `servers` servers with room for 85 segments each, every one in its own zone.
     pub fn of_servers(servers: u64) -> Bench {
-        let mut bench = Bench {
-            map: Map::new(),
-            settings: Settings::default(),
-        };
+        let mut bench = Bench { map: Map::new(), settings: Settings::default() };
         for id in 1..=servers {
             bench.ok(Command::RegisterServer(server(id, 1)));
         }
@@ -43,8 +40,7 @@ impl Bench {
     }
 
     pub fn ok(&mut self, command: Command) -> Reply {
-        self.apply(command.clone())
-            .unwrap_or_else(|why| panic!("{command:?}: {why}"))
+        self.apply(command.clone()).unwrap_or_else(|why| panic!("{command:?}: {why}"))
     }
 
     /// Why it was refused; the map must be as it was.
@@ -55,27 +51,17 @@ impl Bench {
         after.version = before.version;
         after.digest = before.digest;
         after.told_unix_ms = before.told_unix_ms;
-        assert_eq!(
-            after, before,
-            "{command:?} was refused and still changed the map"
-        );
+        assert_eq!(after, before, "{command:?} was refused and still changed the map");
         why
     }
 
     pub fn volume(&mut self, name: &str, segments: u64, replicas: u8) -> Vec<SegmentId> {
         self.ok(create(name, segments * SEGMENT_BYTES, replicas));
-        self.map
-            .volume_by_name(name)
-            .expect("just created")
-            .segments
-            .clone()
+        self.map.volume_by_name(name).expect("just created").segments.clone()
     }
 
     pub fn config(&self, segment: SegmentId) -> SegmentConfig {
-        self.map
-            .segment(segment)
-            .expect("the segment is there")
-            .clone()
+        self.map.segment(segment).expect("the segment is there").clone()
     }
 
     pub fn epoch(&self, segment: SegmentId) -> Epoch {
@@ -83,11 +69,7 @@ impl Bench {
     }
 
     pub fn members(&self, segment: SegmentId) -> Vec<u64> {
-        self.config(segment)
-            .members
-            .iter()
-            .map(|m| m.server.0)
-            .collect()
+        self.config(segment).members.iter().map(|m| m.server.0).collect()
     }
 
     /// A member that is not the primary.
@@ -153,12 +135,7 @@ pub(super) fn create(name: &str, size_bytes: u64, replicas: u8) -> Command {
 }
 
 pub(super) fn cause() -> Cause {
-    Cause {
-        kind: CauseKind::Operator,
-        server: None,
-        score_hundredths: None,
-        mode: None,
-    }
+    Cause { kind: CauseKind::Operator, server: None, score_hundredths: None, mode: None }
 }
 
 pub(super) fn migrate(
@@ -185,10 +162,7 @@ pub(super) fn promotion(segment: SegmentId, expect: Epoch, migration: MigrationI
         migration,
         digest: 0xfeed,
         seq: Seq(7),
-        progress: CopyProgress {
-            bytes_copied: 42,
-            ..CopyProgress::default()
-        },
+        progress: CopyProgress { bytes_copied: 42, ..CopyProgress::default() },
         at_unix_ms: 2_000,
     }
 }

@@ -17,14 +17,7 @@ struct Draw {
 }
 
 fn draws() -> impl Strategy<Value = Vec<Draw>> {
-    let draw = (
-        0_u8..16,
-        0_u64..6,
-        0_u64..7,
-        0_u64..7,
-        0_u8..8,
-        any::<bool>(),
-    );
+    let draw = (0_u8..16, 0_u64..6, 0_u64..7, 0_u64..7, 0_u8..8, any::<bool>());
     let draw = draw.prop_map(|(what, segment, server, other, stale, flag)| Draw {
         what,
         segment,
@@ -43,30 +36,18 @@ fn command(map: &Map, draw: &Draw) -> Command {
     let config = map.segments().nth(nth);
     let segment = config.map_or(SegmentId(draw.segment), |c| c.segment);
     let epoch = config.map_or(Epoch(1), |c| c.epoch);
-    let expect = if draw.stale {
-        Epoch(epoch.0.wrapping_sub(1))
-    } else {
-        epoch
-    };
-    let migration = config
-        .and_then(|c| c.joining)
-        .map_or(MigrationId(draw.other), |joining| joining.migration);
+    let expect = if draw.stale { Epoch(epoch.0.wrapping_sub(1)) } else { epoch };
+    let migration =
+        config.and_then(|c| c.joining).map_or(MigrationId(draw.other), |joining| joining.migration);
     // Mostly a server that can play the part; any one otherwise.
     let nth_of = |ids: Vec<ServerId>, n: u64| -> ServerId {
         let n = usize::try_from(n).expect("small");
-        if draw.stale || ids.is_empty() {
-            server
-        } else {
-            ids[n % ids.len()]
-        }
+        if draw.stale || ids.is_empty() { server } else { ids[n % ids.len()] }
     };
     let members = config.map_or(Vec::new(), |c| c.members.iter().map(|m| m.server).collect());
     let member = nth_of(members, draw.other);
     let outside = |s: &&Server| config.is_some_and(|c| !c.is_member(s.id));
-    let outsider = nth_of(
-        map.servers().filter(outside).map(|s| s.id).collect(),
-        draw.server,
-    );
+    let outsider = nth_of(map.servers().filter(outside).map(|s| s.id).collect(), draw.server);
     let life = map.server(server).map_or(1, |s| s.incarnation.0 + 1);
     match draw.what {
         0 | 1 => {
@@ -90,58 +71,25 @@ fn command(map: &Map, draw: &Draw) -> Command {
         }
         3 => {
             let replicas = u8::try_from(draw.other).expect("small");
-            create(
-                &format!("v{}", draw.segment % 3),
-                (draw.server + 1) * 512 * 1024,
-                replicas,
-            )
+            create(&format!("v{}", draw.segment % 3), (draw.server + 1) * 512 * 1024, replicas)
         }
-        4 if draw.stale => Command::DeleteVolume {
-            name: format!("v{}", draw.segment % 3),
-        },
-        4 | 5 => Command::Evict {
-            segment,
-            expect,
-            server: member,
-        },
-        6 => Command::NewPrimary {
-            segment,
-            expect,
-            server: member,
-        },
-        7 => Command::RequestTransfer {
-            segment,
-            expect,
-            server: member,
-        },
-        8 => Command::Transfer {
-            segment,
-            expect,
-            server: member,
-        },
+        4 if draw.stale => Command::DeleteVolume { name: format!("v{}", draw.segment % 3) },
+        4 | 5 => Command::Evict { segment, expect, server: member },
+        6 => Command::NewPrimary { segment, expect, server: member },
+        7 => Command::RequestTransfer { segment, expect, server: member },
+        8 => Command::Transfer { segment, expect, server: member },
         9..=11 => {
             let from = draw.flag.then_some(member);
             migrate(segment, expect, from, outsider)
         }
         12 => Command::MigrationProgress {
             migration,
-            state: if draw.stale {
-                MigrationState::Done
-            } else {
-                MigrationState::Copying
-            },
-            progress: CopyProgress {
-                bytes_copied: draw.other,
-                ..CopyProgress::default()
-            },
+            state: if draw.stale { MigrationState::Done } else { MigrationState::Copying },
+            progress: CopyProgress { bytes_copied: draw.other, ..CopyProgress::default() },
         },
         13 => promotion(segment, expect, migration),
         14 => abort(segment, expect, migration),
-        _ => Command::Active {
-            segment,
-            epoch: expect,
-            writer_pause_us: draw.other,
-        },
+        _ => Command::Active { segment, epoch: expect, writer_pause_us: draw.other },
     }
 }
 
@@ -167,10 +115,7 @@ fn assert_follows(before: &Map, after: &Map, command: &Command) {
         for member in &new.members {
             let joined = matches!(command, Command::Promote { .. })
                 && old.joining.map(|j| j.target) == Some(member.server);
-            assert!(
-                old.is_member(member.server) || joined,
-                "{command:?}: {old:?} -> {new:?}"
-            );
+            assert!(old.is_member(member.server) || joined, "{command:?}: {old:?} -> {new:?}");
         }
     }
     for server in after.servers() {

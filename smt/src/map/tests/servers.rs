@@ -14,10 +14,7 @@ fn a_new_life_moves_every_segment_of_the_server_on_by_one_epoch() {
         if old.is_member(ServerId(2)) {
             led += u32::from(old.primary == ServerId(2));
             assert_eq!(new.epoch, old.epoch.next(), "as primary or as backup");
-            assert_eq!(
-                new.member(ServerId(2)).map(|m| m.incarnation),
-                Some(Incarnation(5))
-            );
+            assert_eq!(new.member(ServerId(2)).map(|m| m.incarnation), Some(Incarnation(5)));
             assert_eq!(new.primary, old.primary);
         } else {
             assert_eq!(new, old);
@@ -41,10 +38,7 @@ fn another_store_under_a_known_id_is_refused() {
     let mut bench = Bench::of_servers(1);
     let mut foreign = server(1, 9);
     foreign.store = 77;
-    assert!(matches!(
-        bench.no(Command::RegisterServer(foreign)),
-        Refused::Refused { .. }
-    ));
+    assert!(matches!(bench.no(Command::RegisterServer(foreign)), Refused::Refused { .. }));
 }
 
 #[test]
@@ -70,20 +64,15 @@ fn a_removed_server_does_not_come_back() {
     let mut bench = Bench::of_servers(2);
     bench.state(ServerId(2), ServerState::Removed);
     bench.no(Command::RegisterServer(server(2, 9)));
-    bench.no(Command::SetServerState {
-        server: ServerId(2),
-        state: ServerState::Up,
-    });
+    bench.no(Command::SetServerState { server: ServerId(2), state: ServerState::Up });
 }
 
 #[test]
 fn a_server_with_in_sync_replicas_is_not_removed() {
     let mut bench = Bench::of_servers(2);
     bench.volume("v", 1, 2);
-    let why = bench.no(Command::SetServerState {
-        server: ServerId(1),
-        state: ServerState::Removed,
-    });
+    let why =
+        bench.no(Command::SetServerState { server: ServerId(1), state: ServerState::Removed });
     assert!(matches!(why, Refused::Refused { .. }), "{why}");
 }
 
@@ -98,12 +87,7 @@ fn removing_a_joiners_server_aborts_its_migrations() {
     assert_eq!((config.joining, config.epoch), (None, Epoch(2)));
     let record = bench.map.migration(migration).expect("kept");
     assert_eq!(record.state, MigrationState::Aborted);
-    assert!(
-        record
-            .reason
-            .as_deref()
-            .is_some_and(|r| r.contains("removed"))
-    );
+    assert!(record.reason.as_deref().is_some_and(|r| r.contains("removed")));
     assert!(record.finished_unix_ms.is_some());
     assert_eq!(bench.map.slots(to), Slots::default());
 }
@@ -111,9 +95,6 @@ fn removing_a_joiners_server_aborts_its_migrations() {
 #[test]
 fn the_state_of_an_unknown_server_is_not_found() {
     let mut bench = Bench::of_servers(1);
-    let why = bench.no(Command::SetServerState {
-        server: ServerId(9),
-        state: ServerState::Up,
-    });
+    let why = bench.no(Command::SetServerState { server: ServerId(9), state: ServerState::Up });
     assert!(matches!(why, Refused::NotFound { .. }), "{why}");
 }

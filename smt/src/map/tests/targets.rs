@@ -18,22 +18,11 @@ fn bench() -> (Bench, SegmentId) {
 fn a_zone_that_holds_a_replica_is_avoided_if_it_can_be() {
     let (mut bench, segment) = bench();
     let all = |_: ServerId| false;
-    assert_eq!(
-        choose_target(&bench.map, segment, &all),
-        Ok(ServerId(3)),
-        "there is no other"
-    );
+    assert_eq!(choose_target(&bench.map, segment, &all), Ok(ServerId(3)), "there is no other");
     bench.ok(Command::RegisterServer(server(4, 1)));
-    assert_eq!(
-        choose_target(&bench.map, segment, &all),
-        Ok(ServerId(4)),
-        "though 3 has more room"
-    );
+    assert_eq!(choose_target(&bench.map, segment, &all), Ok(ServerId(4)), "though 3 has more room");
     let not_four = |id: ServerId| id == ServerId(4);
-    assert_eq!(
-        choose_target(&bench.map, segment, &not_four),
-        Ok(ServerId(3))
-    );
+    assert_eq!(choose_target(&bench.map, segment, &not_four), Ok(ServerId(3)));
 }
 
 #[test]

@@ -9,19 +9,12 @@ fn a_volume_is_placed_on_distinct_servers_with_its_primaries_spread() {
     assert_eq!(segments.len(), 40);
     for (index, &segment) in (0..).zip(&segments) {
         let config = bench.config(segment);
-        assert_eq!(
-            (config.index, config.epoch, config.active),
-            (index, Epoch(1), Epoch(0))
-        );
+        assert_eq!((config.index, config.epoch, config.active), (index, Epoch(1), Epoch(0)));
         assert_eq!(config.members.len(), 3);
     }
     for id in 1..=4 {
         let account = bench.map.account(ServerId(id)).expect("it holds something");
-        assert_eq!(
-            (account.primaries, account.members),
-            (10, 30),
-            "server {id}"
-        );
+        assert_eq!((account.primaries, account.members), (10, 30), "server {id}");
         assert_eq!(bench.map.used_bytes(ServerId(id)), 30 * SEGMENT_BYTES);
     }
 }
@@ -31,10 +24,7 @@ fn a_volume_that_ends_inside_a_segment_gets_the_whole_segment() {
     let mut bench = Bench::of_servers(1);
     bench.ok(create("v", SEGMENT_BYTES + 4096, 1));
     let volume = bench.map.volume_by_name("v").expect("created").clone();
-    assert_eq!(
-        (volume.segments.len(), volume.size_bytes),
-        (2, SEGMENT_BYTES + 4096)
-    );
+    assert_eq!((volume.segments.len(), volume.size_bytes), (2, SEGMENT_BYTES + 4096));
     assert_eq!(bench.map.used_bytes(ServerId(1)), 2 * SEGMENT_BYTES);
 }
 
@@ -49,20 +39,14 @@ fn names_that_are_not_names_are_refused() {
     for name in ["a", "0", "vol.1_a-B", &long[..63]] {
         bench.ok(create(name, SEGMENT_BYTES, 1));
     }
-    assert!(matches!(
-        bench.no(create("a", SEGMENT_BYTES, 1)),
-        Refused::Exists { .. }
-    ));
+    assert!(matches!(bench.no(create("a", SEGMENT_BYTES, 1)), Refused::Exists { .. }));
 }
 
 #[test]
 fn sizes_that_cannot_be_cut_are_refused() {
     let mut bench = Bench::of_servers(3);
     for size in [0, 1, 4095, SEGMENT_BYTES + 512] {
-        assert!(
-            matches!(bench.no(create("v", size, 1)), Refused::Refused { .. }),
-            "{size}"
-        );
+        assert!(matches!(bench.no(create("v", size, 1)), Refused::Refused { .. }), "{size}");
     }
     for replicas in [0, 6, 255] {
         let why = bench.no(create("v", SEGMENT_BYTES, replicas));
@@ -73,16 +57,10 @@ fn sizes_that_cannot_be_cut_are_refused() {
         if let Command::CreateVolume { segment_bytes, .. } = &mut command {
             *segment_bytes = segment;
         }
-        assert!(
-            matches!(bench.no(command), Refused::Refused { .. }),
-            "{segment}"
-        );
+        assert!(matches!(bench.no(command), Refused::Refused { .. }), "{segment}");
     }
     // More segments than any volume has: refused before anything is counted out.
-    assert!(matches!(
-        bench.no(create("v", u64::MAX - 4095, 1)),
-        Refused::Refused { .. }
-    ));
+    assert!(matches!(bench.no(create("v", u64::MAX - 4095, 1)), Refused::Refused { .. }));
 }
 
 #[test]
@@ -94,11 +72,7 @@ fn a_volume_larger_than_the_space_is_told_how_much_is_free() {
         other => panic!("{other}"),
     }
     bench.ok(create("v", 85 * SEGMENT_BYTES, 2));
-    assert_eq!(
-        bench.map.free_bytes(ServerId(1)),
-        0,
-        "the soft limit is reached, not passed"
-    );
+    assert_eq!(bench.map.free_bytes(ServerId(1)), 0, "the soft limit is reached, not passed");
 }
 
 #[test]
@@ -119,25 +93,18 @@ fn a_deleted_volume_gives_everything_back_and_its_segment_ids_are_not_used_again
     let segments = bench.volume("v", 2, 2);
     let to = bench.outsider(segments[0]);
     let migration = bench.start(segments[0], Some(bench.backup(segments[0])), to);
-    bench.ok(Command::DeleteVolume {
-        name: "v".to_owned(),
-    });
+    bench.ok(Command::DeleteVolume { name: "v".to_owned() });
     assert_eq!(bench.map.segments().count(), 0);
     for id in 1..=3 {
         assert_eq!(bench.map.used_bytes(ServerId(id)), 0);
         assert_eq!(bench.map.slots(ServerId(id)), Slots::default());
     }
-    assert_eq!(
-        bench.map.migration(migration).map(|m| m.state),
-        Some(MigrationState::Aborted)
-    );
+    assert_eq!(bench.map.migration(migration).map(|m| m.state), Some(MigrationState::Aborted));
     assert_eq!(bench.map.migrations_active(), 0);
     let again = bench.volume("v", 1, 2);
     assert!(again[0] > segments[1]);
     assert!(matches!(
-        bench.no(Command::DeleteVolume {
-            name: "w".to_owned()
-        }),
+        bench.no(Command::DeleteVolume { name: "w".to_owned() }),
         Refused::NotFound { .. }
     ));
 }

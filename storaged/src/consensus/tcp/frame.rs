@@ -27,10 +27,8 @@ pub(super) fn encode(number: u64, message: &[u8]) -> io::Result<Vec<u8>> {
         .ok()
         .filter(|length| *length <= FRAME_BYTES_MAX)
         .ok_or_else(|| {
-            let why = format!(
-                "a message of {} bytes, at most {FRAME_BYTES_MAX} fit",
-                message.len()
-            );
+            let why =
+                format!("a message of {} bytes, at most {FRAME_BYTES_MAX} fit", message.len());
             io::Error::new(io::ErrorKind::InvalidInput, why)
         })?;
     let mut frame = Vec::with_capacity(PREFIX_BYTES + NUMBER_BYTES + message.len());
@@ -66,10 +64,7 @@ pub(super) async fn read<R: AsyncRead + Unpin>(
     }
     let expected = usize::try_from(length).expect("32 bits fit a length in memory");
     let mut body = Vec::with_capacity(expected.min(RESERVE_BYTES));
-    stream
-        .take(u64::from(length))
-        .read_to_end(&mut body)
-        .await?;
+    stream.take(u64::from(length)).read_to_end(&mut body).await?;
     if body.len() < expected {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -77,9 +72,7 @@ pub(super) async fn read<R: AsyncRead + Unpin>(
         return Err(invalid("a frame that does not match its checksum".into()));
     }
     let Some((number, message)) = body.split_first_chunk::<NUMBER_BYTES>() else {
-        return Err(invalid(format!(
-            "a frame of {length} bytes holds no number"
-        )));
+        return Err(invalid(format!("a frame of {length} bytes holds no number")));
     };
     let number = u64::from_le_bytes(*number);
     Ok(Some((number, message.to_vec())))
@@ -101,10 +94,7 @@ mod tests {
     #[tokio::test]
     async fn a_frame_reads_back_and_the_end_between_frames_is_no_error() {
         let frame = encode(7, b"message").expect("it is short");
-        let (number, message) = read_bytes(&frame)
-            .await
-            .expect("it reads")
-            .expect("it is there");
+        let (number, message) = read_bytes(&frame).await.expect("it reads").expect("it is there");
         assert_eq!((number, message.as_slice()), (7, b"message".as_slice()));
         assert!(read_bytes(&[]).await.expect("an end").is_none());
     }
@@ -118,10 +108,7 @@ mod tests {
             assert!(read_bytes(&bad).await.is_err(), "bit {bit}");
         }
         for length in 1..frame.len() {
-            assert!(
-                read_bytes(&frame[..length]).await.is_err(),
-                "cut at {length}"
-            );
+            assert!(read_bytes(&frame[..length]).await.is_err(), "cut at {length}");
         }
     }
 

@@ -32,9 +32,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(SILENCE_MAX / 2)
-        .with_interval(SILENCE_MAX / 10);
+    let keepalive = TcpKeepalive::new().with_time(SILENCE_MAX / 2).with_interval(SILENCE_MAX / 10);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
     // bbr, a common default, halves what loopback and a LAN can carry.

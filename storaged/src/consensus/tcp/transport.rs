@@ -50,23 +50,14 @@ struct Slot {
 impl TcpTransport {
     /// A transport that knows nobody yet, and starts each connection with `preamble`.
     pub fn new(preamble: Preamble) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                preamble,
-                peers: RwLock::default(),
-            }),
-        }
+        Self { shared: Arc::new(Shared { preamble, peers: RwLock::default() }) }
     }
 
     /// Says that server `id` listens on `address` (`host:port`). A connection to another address
     /// is no longer used.
     pub fn set_peer(&self, id: ServerId, address: impl Into<String>) {
         let address = address.into();
-        let mut peers = self
-            .shared
-            .peers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         if peers.get(&id).is_none_or(|slot| slot.address != address) {
             peers.insert(id, Slot::new(address));
         }
@@ -74,21 +65,13 @@ impl TcpTransport {
 
     /// Forgets server `id`.
     pub fn remove_peer(&self, id: ServerId) {
-        let mut peers = self
-            .shared
-            .peers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         peers.remove(&id);
     }
 
     async fn connection(&self, to: ServerId) -> io::Result<Arc<Connection>> {
         let slot = {
-            let peers = self
-                .shared
-                .peers
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
+            let peers = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
             peers.get(&to).map(Arc::clone)
         };
         let Some(slot) = slot else {
@@ -120,23 +103,14 @@ impl Transport for TcpTransport {
     }
 
     fn introduce(&self, id: ServerId, peer: &Peer) {
-        let mut peers = self
-            .shared
-            .peers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        peers
-            .entry(id)
-            .or_insert_with(|| Slot::new(peer.data.clone()));
+        let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.entry(id).or_insert_with(|| Slot::new(peer.data.clone()));
     }
 }
 
 impl Slot {
     fn new(address: String) -> Arc<Self> {
-        Arc::new(Self {
-            address,
-            connection: AsyncMutex::new(None),
-        })
+        Arc::new(Self { address, connection: AsyncMutex::new(None) })
     }
 }
 
@@ -159,10 +133,7 @@ impl Connection {
     /// Every error here means that nothing was asked yet.
     async fn dial(address: &str, preamble: &[u8; PREAMBLE_BYTES]) -> io::Result<Self> {
         let unconnected = |error: io::Error| {
-            io::Error::new(
-                io::ErrorKind::NotConnected,
-                format!("connect to {address}: {error}"),
-            )
+            io::Error::new(io::ErrorKind::NotConnected, format!("connect to {address}: {error}"))
         };
         let connect = timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
         let stream = connect
@@ -174,20 +145,13 @@ impl Connection {
         writer.write_all(preamble).await.map_err(unconnected)?;
 
         let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
-        let waiting = Arc::new(Waiting(Mutex::new(Calls {
-            next: 0,
-            open: true,
-            calls: HashMap::new(),
-        })));
+        let waiting =
+            Arc::new(Waiting(Mutex::new(Calls { next: 0, open: true, calls: HashMap::new() })));
         let tasks = [
             tokio::spawn(write_frames(writer, queue, Arc::clone(&waiting))),
             tokio::spawn(read_answers(reader, Arc::clone(&waiting))),
         ];
-        Ok(Self {
-            frames,
-            waiting,
-            tasks,
-        })
+        Ok(Self { frames, waiting, tasks })
     }
 
     fn is_open(&self) -> bool {
@@ -207,10 +171,7 @@ impl Connection {
             number
         };
         // Takes the call off the list also when this future is dropped.
-        let _listed = Listed {
-            waiting: &self.waiting,
-            number,
-        };
+        let _listed = Listed { waiting: &self.waiting, number };
         let frame = frame::encode(number, request)?;
         let closed = || io::Error::from(io::ErrorKind::ConnectionReset);
         self.frames.send(frame).await.map_err(|_| closed())?;

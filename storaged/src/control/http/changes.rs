@@ -7,14 +7,15 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use smt::map::{
-    Cause, CauseKind, Command, Criticality, Durability, Map, Reply, SegmentConfig, ServerState,
+    Cause, CauseKind, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig,
+    ServerState,
 };
 use smt::{MigrationId, ServerId};
 
 use super::objects;
 use super::problem::Problem;
 use super::reads::no_volume;
-use crate::control::Control;
+use crate::control::{ChangeError, Control};
 use crate::disk::FaultSettings;
 
 type Answer = Result<(StatusCode, Json<Value>), Problem>;
@@ -59,7 +60,12 @@ pub async fn create_volume(State(control): State<Control>, body: Body<NewVolume>
             criticality: criticality.unwrap_or_default(),
             durability,
         })
-        .await?;
+        .await
+        .map_err(|error| match error {
+            // What the map refuses of a new volume is its name or its shape.
+            ChangeError::Refused(Refused::Refused { why }) => Problem::invalid(why),
+            other => other.into(),
+        })?;
     control.barrier().await?;
     let made = control.with_map(|map| map.volume_by_name(&name).map(objects::volume));
     // Somebody may have deleted it already.

@@ -37,7 +37,10 @@ pub fn routes(control: Control) -> Router {
         .route("/v1/score", get(reads::score))
         .route("/v1/scores", get(reads::scores))
         .route("/v1/score/history", get(reads::history))
-        .route("/v1/faults", post(changes::set_faults).delete(changes::clear_faults).get(reads::faults))
+        .route(
+            "/v1/faults",
+            post(changes::set_faults).delete(changes::clear_faults).get(reads::faults),
+        )
         .fallback(|| async { problem::Problem::not_found("there is nothing at this address") })
         .with_state(control)
 }

@@ -141,8 +141,17 @@ pub fn migration(map: &Map, migration: &Migration) -> Value {
         "bytes_forwarded": progress.bytes_forwarded,
         "chunks_retried": progress.chunks_retried,
         "digest": digest.map(|d| format!("{d:032x}")),
-        // Only a promotion carries a digest, and only a matched one is promoted (M9 c).
-        "verified": *state == MigrationState::Done && digest.is_some(),
+        // The primary reports the cut-over once every chunk and the root matched (M9 c), and only
+        // such a migration is promoted.
+        "verified": match state {
+            MigrationState::CuttingOver => true,
+            MigrationState::Done => digest.is_some(),
+            MigrationState::Queued
+            | MigrationState::Copying
+            | MigrationState::Verifying
+            | MigrationState::Aborted
+            | MigrationState::Failed => false,
+        },
         "writer_pause_us": writer_pause_us,
         "epoch_before": epoch_before.0,
         "epoch_after": epoch_after.map(|e| e.0),

@@ -54,13 +54,9 @@ impl From<Refused> for Problem {
         match refused {
             Refused::Conflict { .. } => Problem::conflict(detail),
             Refused::NotFound { .. } => Problem::not_found(detail),
-            Refused::Exists { .. } => {
-                Problem::new(StatusCode::CONFLICT, "exists already", detail)
-            }
+            Refused::Exists { .. } => Problem::new(StatusCode::CONFLICT, "exists already", detail),
             Refused::Refused { .. } => Problem::conflict(detail),
-            Refused::Moving { .. } => {
-                Problem::new(StatusCode::CONFLICT, "already moving", detail)
-            }
+            Refused::Moving { .. } => Problem::new(StatusCode::CONFLICT, "already moving", detail),
             Refused::NoRoom { .. } => {
                 Problem::new(StatusCode::INSUFFICIENT_STORAGE, "no room", detail)
             }

@@ -76,7 +76,8 @@ pub async fn servers(State(control): State<Control>) -> Json<Value> {
 }
 
 pub async fn volumes(State(control): State<Control>) -> Json<Value> {
-    control.look(|map, _| json!({ "volumes": map.volumes().map(objects::volume).collect::<Vec<_>>() }))
+    control
+        .look(|map, _| json!({ "volumes": map.volumes().map(objects::volume).collect::<Vec<_>>() }))
 }
 
 pub async fn volume(
@@ -105,9 +106,9 @@ pub async fn segments(
     let scores = &control.inner.scores;
     let list = control.with_map(|map| match &volume {
         None => Some(map.segments().map(|c| objects::segment(map, scores, c)).collect::<Vec<_>>()),
-        Some(name) => map.volume_by_name(name).map(|v| {
-            map.volume_segments(v.id).map(|c| objects::segment(map, scores, c)).collect()
-        }),
+        Some(name) => map
+            .volume_by_name(name)
+            .map(|v| map.volume_segments(v.id).map(|c| objects::segment(map, scores, c)).collect()),
     });
     match list {
         Some(segments) => Ok(Json(json!({ "segments": segments }))),
@@ -127,8 +128,8 @@ pub async fn migration(
     id: Result<Path<u64>, PathRejection>,
 ) -> Answer {
     let Path(id) = id?;
-    let found = control
-        .with_map(|map| map.migration(MigrationId(id)).map(|m| objects::migration(map, m)));
+    let found =
+        control.with_map(|map| map.migration(MigrationId(id)).map(|m| objects::migration(map, m)));
     found.map(Json).ok_or_else(|| Problem::not_found(format!("no migration {id} is known")))
 }
 

@@ -41,7 +41,8 @@ impl Active {
         for (member, has) in adopted {
             if has.is_none_or(|has| has < epoch) {
                 let has = has.map_or_else(|| "no file".to_owned(), |e| format!("epoch {e}"));
-                let what = format!("active at epoch {epoch}, but member {member} has {has} on disk");
+                let what =
+                    format!("active at epoch {epoch}, but member {member} has {has} on disk");
                 return Err(Violation::of("I2 adopted by all", segment, what));
             }
         }

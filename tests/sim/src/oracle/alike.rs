@@ -2,7 +2,7 @@
 //! checksum table matches its data.
 
 use smt::map::SegmentConfig;
-use smt::{ServerId, SegmentId};
+use smt::{SegmentId, ServerId};
 
 use super::Violation;
 use crate::disk::File;

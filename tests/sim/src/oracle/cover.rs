@@ -7,7 +7,7 @@
 //! without an intent bit that puts it in doubt.
 
 use smt::map::SegmentConfig;
-use smt::{ServerId, SegmentId};
+use smt::{SegmentId, ServerId};
 
 use super::Violation;
 use super::history::History;

@@ -31,7 +31,8 @@ fn judge(
         return Err("the in-sync set is empty, or without its primary".to_owned());
     }
     let Some(before) = before else { return Ok(()) };
-    let servers = |c: &SegmentConfig| -> Vec<ServerId> { c.members.iter().map(|m| m.server).collect() };
+    let servers =
+        |c: &SegmentConfig| -> Vec<ServerId> { c.members.iter().map(|m| m.server).collect() };
     let (old, new) = (servers(before), servers(after));
     if after.epoch == before.epoch {
         if before.members != after.members || before.primary != after.primary {

@@ -95,7 +95,9 @@ impl History {
         let mut ids = Vec::new();
         for (number, content) in contents {
             let place = (segment, number);
-            let Some(block) = self.blocks.get_mut(&place) else { continue };
+            let Some(block) = self.blocks.get_mut(&place) else {
+                continue;
+            };
             let index = block.current.iter().copied().find(|&i| {
                 let w = &block.writes[i];
                 w.client == client && w.value == content && w.sent == 0
@@ -111,10 +113,14 @@ impl History {
     /// A primary answers that a request is done. The writes it acknowledges.
     pub fn acked(&mut self, client: ClientId, op: OpId, segment: SegmentId) -> Vec<u32> {
         let stamp = self.stamp();
-        let Some(ids) = self.requests.get(&(client, op, segment)) else { return Vec::new() };
+        let Some(ids) = self.requests.get(&(client, op, segment)) else {
+            return Vec::new();
+        };
         let mut numbers = Vec::new();
         for &(place, index) in ids {
-            let Some(block) = self.blocks.get_mut(&place) else { continue };
+            let Some(block) = self.blocks.get_mut(&place) else {
+                continue;
+            };
             let write = &mut block.writes[index];
             write.acked.get_or_insert(stamp);
             block.floor = block.floor.max(write.sent);
@@ -166,7 +172,9 @@ impl History {
     /// What a replica may hold there, for a report.
     #[must_use]
     pub fn expected(&self, place: Place) -> String {
-        let Some(block) = self.blocks.get(&place) else { return String::new() };
+        let Some(block) = self.blocks.get(&place) else {
+            return String::new();
+        };
         let mut names: Vec<String> = block
             .current
             .iter()

@@ -109,16 +109,17 @@ impl Zone {
 fn zone_of(ops: &[BlockOp]) -> Result<Option<Zone>, String> {
     let write = ops[0];
     if !write.is_write {
-        return Err(format!("value {:#x} was read at {} but never written", write.value, write.end()));
+        return Err(format!(
+            "value {:#x} was read at {} but never written",
+            write.value,
+            write.end()
+        ));
     }
     if ops.len() == 1 && write.responded.is_none() {
         return Ok(None);
     }
-    let mut zone = Zone {
-        value: write.value,
-        first_response: write.end(),
-        last_invocation: write.invoked,
-    };
+    let mut zone =
+        Zone { value: write.value, first_response: write.end(), last_invocation: write.invoked };
     for read in &ops[1..] {
         if read.is_write {
             return Err(format!("value {:#x} was written twice", write.value));
@@ -180,17 +181,29 @@ fn fit(zones: &mut [Zone]) -> Result<(), String> {
         if b.first_response < a.last_invocation {
             return Err(format!(
                 "value {:#x} was there at {} and still at {}, value {:#x} at {} in between (and until {})",
-                a.value, a.first_response, a.last_invocation, b.value, b.first_response, b.last_invocation,
+                a.value,
+                a.first_response,
+                a.last_invocation,
+                b.value,
+                b.first_response,
+                b.last_invocation,
             ));
         }
     }
     for b in backward {
         let before = forward.partition_point(|f| f.first_response < b.last_invocation);
-        let Some(f) = before.checked_sub(1).map(|i| forward[i]) else { continue };
+        let Some(f) = before.checked_sub(1).map(|i| forward[i]) else {
+            continue;
+        };
         if b.first_response < f.last_invocation {
             return Err(format!(
                 "value {:#x} was there at {} and still at {}, all of value {:#x} ({} to {}) in between",
-                f.value, f.first_response, f.last_invocation, b.value, b.last_invocation, b.first_response,
+                f.value,
+                f.first_response,
+                f.last_invocation,
+                b.value,
+                b.last_invocation,
+                b.first_response,
             ));
         }
     }
@@ -219,13 +232,20 @@ fn search(history: &[BlockOp]) -> Option<bool> {
     while let Some((mut done, value)) = stack.pop() {
         // What may come next: nothing that was sent after another, still missing, had ended.
         let bound = |done: &[u64]| {
-            (0..ops.len()).filter(|&i| !has(done, i)).map(|i| ops[i].end()).min().unwrap_or(u64::MAX)
+            (0..ops.len())
+                .filter(|&i| !has(done, i))
+                .map(|i| ops[i].end())
+                .min()
+                .unwrap_or(u64::MAX)
         };
         // A read of what is there now can always come at once.
         let mut limit = bound(&done);
         loop {
             let next = (0..ops.len()).find(|&i| {
-                !has(&done, i) && !ops[i].is_write && ops[i].value == value && ops[i].invoked < limit
+                !has(&done, i)
+                    && !ops[i].is_write
+                    && ops[i].value == value
+                    && ops[i].invoked < limit
             });
             let Some(i) = next else { break };
             done[i / 64] |= 1 << (i % 64);

@@ -42,11 +42,19 @@ pub enum Stage {
 /// An operation, as its caller remembers it.
 #[derive(Debug)]
 enum Op {
-    Read { first: u64, invoked: u64 },
-    Change { writes: Vec<WriteId> },
+    Read {
+        first: u64,
+        invoked: u64,
+    },
+    Change {
+        writes: Vec<WriteId>,
+    },
     Flush,
     /// A lock, to be granted, and the write that is to follow.
-    Hold { first: u64, count: u64 },
+    Hold {
+        first: u64,
+        count: u64,
+    },
 }
 
 pub(super) struct ClientHost {
@@ -79,8 +87,10 @@ fn attach(plan: &Plan, consensus: &Consensus) -> Client<Blocks> {
         writer: 0,
         read_only: false,
     };
-    let settings =
-        ClientSettings { overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock), ..plan.client.clone() };
+    let settings = ClientSettings {
+        overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock),
+        ..plan.client.clone()
+    };
     Client::new(config, settings).expect("the volume has blocks")
 }
 
@@ -301,7 +311,9 @@ impl World {
         if c.sessions.get(&server) != Some(&session) {
             return;
         }
-        let Some(&connection) = c.connections.get(&server) else { return };
+        let Some(&connection) = c.connections.get(&server) else {
+            return;
+        };
         let (id, op, segment) = (c.id, request.op, request.segment);
         match &request.body {
             RequestBody::Write { range, data, sums: _ } => {
@@ -334,7 +346,9 @@ impl World {
     }
 
     fn completed(&mut self, client: usize, op: OpId, result: OpResult<Blocks>) {
-        let Some(was) = self.clients[client].ops.remove(&op) else { return };
+        let Some(was) = self.clients[client].ops.remove(&op) else {
+            return;
+        };
         if self.trace.is_on() {
             self.say(None, || format!("c{} op {op} {was:?}: {result:?}", client + 1));
         }

@@ -9,22 +9,26 @@ use super::World;
 use super::consensus::Changed;
 use super::links::host_of;
 use super::log::{segment_of, short};
-use smt::config::MS;
 use crate::oracle::active::Active;
 use crate::oracle::{Violation, alike, cover};
 use crate::payload::Blocks;
+use smt::config::MS;
 
 impl World {
     /// Looks whom a server thinks it is, after it handled an event (I2).
     pub(super) fn watch(&mut self, host: usize, about: Option<SegmentId>) {
-        let Some(brain) = &self.hosts[host].brain else { return };
+        let Some(brain) = &self.hosts[host].brain else {
+            return;
+        };
         let segments: Vec<SegmentId> = match about {
             Some(segment) => vec![segment],
             None => brain.segments().collect(),
         };
         for segment in segments {
             let h = &mut self.hosts[host];
-            let Some(view) = h.brain.as_ref().and_then(|b| b.replica(segment)) else { continue };
+            let Some(view) = h.brain.as_ref().and_then(|b| b.replica(segment)) else {
+                continue;
+            };
             if !view.active {
                 h.active.remove(&segment);
                 continue;
@@ -100,7 +104,9 @@ impl World {
             return;
         }
         let blocks = self.history.acked(client, *op, *segment);
-        let Some(config) = self.consensus.config(*segment) else { return };
+        let Some(config) = self.consensus.config(*segment) else {
+            return;
+        };
         let hosts = &self.hosts;
         let verdict = cover::check(
             &self.history,
@@ -176,11 +182,17 @@ impl World {
         }
         match message {
             ServerMessage::Segment(m) => self.say(Some(m.segment), || {
-                format!("s{} {arrow} s{} link {link} epoch {} {:?}", from + 1, to + 1, m.epoch, m.body)
+                format!(
+                    "s{} {arrow} s{} link {link} epoch {} {:?}",
+                    from + 1,
+                    to + 1,
+                    m.epoch,
+                    m.body
+                )
             }),
-            ServerMessage::Lease(m) => self.say(None, || {
-                format!("s{} {arrow} s{} link {link} {m:?}", from + 1, to + 1)
-            }),
+            ServerMessage::Lease(m) => {
+                self.say(None, || format!("s{} {arrow} s{} link {link} {m:?}", from + 1, to + 1))
+            }
         }
     }
 
@@ -217,9 +229,8 @@ impl World {
     pub fn judge_end(&mut self) {
         let hosts = &self.hosts;
         let verdict = self.consensus.configs().try_for_each(|config| {
-            let file_of = |server: ServerId, segment| {
-                hosts[host_of(server)].disk.files.get(&segment)
-            };
+            let file_of =
+                |server: ServerId, segment| hosts[host_of(server)].disk.files.get(&segment);
             alike::check(config, file_of)?;
             let blocks = 0..config.geometry.segment_blocks;
             cover::check(&self.history, config, file_of, blocks)

@@ -85,7 +85,9 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, connection: usize, to: Side) {
-        let Some(packet) = self.net.deliver(connection, to, self.now) else { return };
+        let Some(packet) = self.net.deliver(connection, to, self.now) else {
+            return;
+        };
         let c = self.net.get(connection);
         let (dialer, acceptor, label) = (c.dialer, c.acceptor, c.label);
         let servers = self.hosts.len();
@@ -213,7 +215,9 @@ impl World {
     }
 
     pub(super) fn heal(&mut self, fault: u64) {
-        let Some(paths) = self.blocks.remove(&fault) else { return };
+        let Some(paths) = self.blocks.remove(&fault) else {
+            return;
+        };
         self.say(None, || format!("paths heal: {paths:?}"));
         let late = self.plan.residue_ns;
         for (from, to) in paths {

@@ -49,7 +49,9 @@ impl World {
             }
             return;
         }
-        let Some(command) = self.consensus.proposals.remove(&ticket) else { return };
+        let Some(command) = self.consensus.proposals.remove(&ticket) else {
+            return;
+        };
         self.mend_before(&command);
         let (changed, outcome) = self.consensus.commit(&command);
         if self.trace.is_on() && !matches!(command, Command::MigrationProgress { .. }) {
@@ -141,7 +143,9 @@ impl World {
             .map(|c| (c.segment, c.epoch, self.candidates(c)))
             .collect();
         for (segment, expect, candidates) in wanted {
-            let Some(&to) = self.rng.pick(&candidates) else { continue };
+            let Some(&to) = self.rng.pick(&candidates) else {
+                continue;
+            };
             self.propose(None, migration(segment, expect, None, to, CauseKind::Rebuild));
         }
         let delay = self.rng.around(ORCHESTRATE_NS);

@@ -36,30 +36,84 @@ use server::Host;
 /// Something scheduled. Servers and clients are meant by their index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    Tick { host: usize, life: u64 },
-    Idle { host: usize, life: u64 },
-    Deliver { connection: usize, to: Side },
+    Tick {
+        host: usize,
+        life: u64,
+    },
+    Idle {
+        host: usize,
+        life: u64,
+    },
+    Deliver {
+        connection: usize,
+        to: Side,
+    },
     /// A side of a connection may have waited long enough for a blocked path.
-    Timeout { connection: usize, side: Side },
-    Dial { from: usize, to: usize, life: u64 },
-    Device { host: usize, life: u64, segment: SegmentId, op: u64 },
-    MapPush { host: usize, life: u64 },
-    Register { host: usize, life: u64 },
-    Commit { ticket: u64 },
+    Timeout {
+        connection: usize,
+        side: Side,
+    },
+    Dial {
+        from: usize,
+        to: usize,
+        life: u64,
+    },
+    Device {
+        host: usize,
+        life: u64,
+        segment: SegmentId,
+        op: u64,
+    },
+    MapPush {
+        host: usize,
+        life: u64,
+    },
+    Register {
+        host: usize,
+        life: u64,
+    },
+    Commit {
+        ticket: u64,
+    },
     Orchestrate,
     Strike,
-    Heal { fault: u64 },
-    Resume { host: usize, life: u64 },
-    Restart { host: usize, life: u64 },
+    Heal {
+        fault: u64,
+    },
+    Resume {
+        host: usize,
+        life: u64,
+    },
+    Restart {
+        host: usize,
+        life: u64,
+    },
     /// The last move of a usurpation: the restarted backup is proposed.
-    Usurp { segment: SegmentId, host: usize },
-    ClientTick { client: usize },
-    Wake { client: usize },
-    Think { client: usize },
+    Usurp {
+        segment: SegmentId,
+        host: usize,
+    },
+    ClientTick {
+        client: usize,
+    },
+    Wake {
+        client: usize,
+    },
+    Think {
+        client: usize,
+    },
     /// A stalled connection is given up.
-    GiveUp { connection: usize, side: Side },
-    Delta { client: usize },
-    Crash { host: usize, life: u64 },
+    GiveUp {
+        connection: usize,
+        side: Side,
+    },
+    Delta {
+        client: usize,
+    },
+    Crash {
+        host: usize,
+        life: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,7 +303,9 @@ impl World {
 
     /// Takes the next event. Nothing happens any more once a promise was broken.
     pub fn step(&mut self) {
-        let Some(Reverse(Scheduled { at, order, what })) = self.queue.pop() else { return };
+        let Some(Reverse(Scheduled { at, order, what })) = self.queue.pop() else {
+            return;
+        };
         self.now = self.now.max(at);
         self.counts.steps += 1;
         self.trace.fold(at ^ order.rotate_left(40));

@@ -143,7 +143,9 @@ impl World {
             Fault::Migration => self.migrate(),
             Fault::Abort => self.abort(),
             Fault::Transfer => {
-                let Some(config) = self.some_config() else { return };
+                let Some(config) = self.some_config() else {
+                    return;
+                };
                 let members: Vec<ServerId> = config.members.iter().map(|m| m.server).collect();
                 let server = *self.rng.pick(&members).expect("a set is never empty");
                 let (segment, expect) = (config.segment, config.epoch);
@@ -174,7 +176,9 @@ impl World {
     /// A connection stalls; whoever sends on it gives it up after a while and dials anew.
     fn stall(&mut self) {
         let all = self.net.all();
-        let Some(&connection) = self.rng.pick(&all) else { return };
+        let Some(&connection) = self.rng.pick(&all) else {
+            return;
+        };
         let stalled_ns = self.rng.range(4, 80) * MS;
         let patience_ns = self.rng.range(500, 10_000) * US;
         let due = self.net.stall(connection, Side::Acceptor, self.now, stalled_ns);
@@ -230,7 +234,9 @@ impl World {
 
     /// Somebody proposes what a failure detector might, and what none may (S3).
     fn suspect(&mut self) {
-        let Some(config) = self.some_config() else { return };
+        let Some(config) = self.some_config() else {
+            return;
+        };
         let server = server_id(self.rng.index(self.hosts.len()));
         let (segment, expect) = (config.segment, config.epoch);
         let joiner = config.joining.map(|j| j.target);
@@ -243,9 +249,13 @@ impl World {
     }
 
     fn migrate(&mut self) {
-        let Some(config) = self.some_config() else { return };
+        let Some(config) = self.some_config() else {
+            return;
+        };
         let candidates = self.candidates(&config);
-        let Some(&to) = self.rng.pick(&candidates) else { return };
+        let Some(&to) = self.rng.pick(&candidates) else {
+            return;
+        };
         let from = if self.rng.coin() {
             config.primary
         } else {
@@ -257,7 +267,9 @@ impl World {
     }
 
     fn abort(&mut self) {
-        let Some(config) = self.some_config() else { return };
+        let Some(config) = self.some_config() else {
+            return;
+        };
         if let Some(joining) = config.joining {
             self.propose(
                 None,
@@ -275,7 +287,9 @@ impl World {
 
     /// Damages a block of one member, if every other member is there to mend it.
     fn rot(&mut self) {
-        let Some(config) = self.some_config() else { return };
+        let Some(config) = self.some_config() else {
+            return;
+        };
         let segment = config.segment;
         let all_well = config.members.iter().all(|m| {
             let h = &self.hosts[host_of(m.server)];
@@ -297,7 +311,9 @@ impl World {
                 file.is_some_and(|f| f.is_settled(block))
             });
             let files = &mut self.hosts[host_of(server)].disk.files;
-            let Some(file) = files.get_mut(&segment).filter(|_| good_elsewhere) else { continue };
+            let Some(file) = files.get_mut(&segment).filter(|_| good_elsewhere) else {
+                continue;
+            };
             let is_lost = self.rng.below(3) == 0;
             let done =
                 if is_lost { file.lose_sector(block) } else { file.flip_bit(block, &mut self.rng) };
@@ -313,7 +329,9 @@ impl World {
         if !self.at_war || !self.rng.chance(self.plan.cut_at_promote_ppm) {
             return;
         }
-        let Some(config) = self.consensus.config(segment).cloned() else { return };
+        let Some(config) = self.consensus.config(segment).cloned() else {
+            return;
+        };
         let mut places: Vec<ServerId> = config.members.iter().map(|m| m.server).collect();
         places.extend(config.joining.map(|j| j.target));
         let chosen = *self.rng.pick(&places).expect("a set is never empty");
@@ -326,11 +344,22 @@ impl World {
                 .flat_map(|o| [(primary, o), (o, primary)])
                 .collect();
             self.block(paths, for_ns);
+            // Whoever is promoted may at once be made primary, by a map this one does not hear of,
+            // while somebody goes on reading from it (L1).
+            if let Some(joining) = config.joining {
+                let client = self.rng.index(self.clients.len());
+                self.clients[client].lag_until = self.now + for_ns;
+                let host = host_of(joining.target);
+                for _ in 0..3 {
+                    let delay = self.rng.range(1, 20) * MS;
+                    self.after(delay, What::Usurp { segment, host });
+                }
+            }
         } else {
             let paths = self.paths_between(primary, chosen);
             self.block(paths, for_ns);
         }
-        if self.rng.coin() {
+        if chosen == primary || self.rng.coin() {
             self.lag(primary, for_ns);
         }
         self.say(Some(segment), || format!("s{} is cut off at the promotion", chosen + 1));
@@ -349,11 +378,15 @@ impl World {
     /// The primary is cut from its peers and from consensus, but not from its clients; a backup
     /// restarts and is elected at once. Whoever forgot a promise lets both of them serve.
     fn prepare_usurpation(&mut self) {
-        let Some(config) = self.some_config() else { return };
+        let Some(config) = self.some_config() else {
+            return;
+        };
         let primary = host_of(config.primary);
         let backups: Vec<usize> =
             config.members.iter().map(|m| host_of(m.server)).filter(|&h| h != primary).collect();
-        let Some(&backup) = self.rng.pick(&backups) else { return };
+        let Some(&backup) = self.rng.pick(&backups) else {
+            return;
+        };
         let for_ns = self.rng.range(40, 200) * MS;
         let paths = (0..self.hosts.len())
             .filter(|&o| o != primary)
@@ -377,7 +410,9 @@ impl World {
     }
 
     pub(super) fn usurp(&mut self, segment: SegmentId, host: usize) {
-        let Some(config) = self.consensus.config(segment) else { return };
+        let Some(config) = self.consensus.config(segment) else {
+            return;
+        };
         let (expect, server) = (config.epoch, server_id(host));
         if self.at_war && config.primary != server {
             self.propose(None, Command::NewPrimary { segment, expect, server });

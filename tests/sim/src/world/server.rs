@@ -248,12 +248,10 @@ impl World {
                     self.say(Some(segment), || format!("s{} store {io} {request:?}", host + 1));
                 }
                 let h = &mut self.hosts[host];
-                if !h.stores.contains_key(&segment) {
-                    let geometry = self.plan.geometry;
-                    let settings = &self.plan.settings;
-                    h.stores.insert(segment, Store::new(segment, geometry, Vec::new(), settings));
-                }
-                let store = h.stores.get_mut(&segment).expect("it was just made");
+                let plan = &self.plan;
+                let store = h.stores.entry(segment).or_insert_with(|| {
+                    Store::new(segment, plan.geometry, Vec::new(), &plan.settings)
+                });
                 let mut steps = Vec::new();
                 store.submit(io, request, &mut h.disk.table(segment), &mut steps);
                 self.take_steps(host, segment, steps, events);
@@ -279,7 +277,9 @@ impl World {
         act: impl FnOnce(&mut Store<Blocks>, &mut dyn smt::store::Table, &mut Vec<StoreStep<Blocks>>),
     ) {
         let h = &mut self.hosts[host];
-        let Some(store) = h.stores.get_mut(&segment) else { return };
+        let Some(store) = h.stores.get_mut(&segment) else {
+            return;
+        };
         let mut steps = Vec::new();
         act(store, &mut h.disk.table(segment), &mut steps);
         let mut events = VecDeque::new();
@@ -413,7 +413,9 @@ impl World {
         if h.life != life {
             return;
         }
-        let Some(waiting) = h.paused.take() else { return };
+        let Some(waiting) = h.paused.take() else {
+            return;
+        };
         self.say(None, || format!("s{} goes on", host + 1));
         // What waited comes in no particular order; each connection keeps its own.
         for what in waiting {
@@ -477,4 +479,3 @@ fn about(event: &Event<Blocks>) -> Option<SegmentId> {
         | Event::Map { .. } => None,
     }
 }
-

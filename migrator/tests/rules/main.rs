@@ -3,304 +3,14 @@
 //! Everything goes through the crate's public door and through a real map: a decision counts only
 //! if the map takes it. Invariant: the generator is seeded, so that a failure names its seed.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod world;
 
-use migrator::{Decision, Health, Memory, Plan, Policy, View, plan};
-use smt::map::{
-    CauseKind, Command, CopyProgress, Criticality, Durability, Map, Refused, Reply, Server,
-    ServerState,
-};
-use smt::{Epoch, Incarnation, SegmentId, Seq, ServerId, Settings};
+use std::collections::BTreeSet;
 
-const SEGMENT_BYTES: u64 = 1 << 20;
-const SECOND_MS: u64 = 1_000;
-const HOUR_MS: u64 = 3_600_000;
-
-/// A cluster at a moment, and a planner that watches it.
-struct World {
-    map: Map,
-    health: BTreeMap<ServerId, Health>,
-    heat: BTreeMap<SegmentId, u64>,
-    now_ms: u64,
-    policy: Policy,
-    memory: Memory,
-}
-
-impl World {
-    /// `servers` servers, each in a zone of its own with room for `room_segments`.
-    fn new(servers: u64, room_segments: u64) -> World {
-        let mut world = World {
-            map: Map::new(),
-            health: BTreeMap::new(),
-            heat: BTreeMap::new(),
-            now_ms: HOUR_MS,
-            policy: Policy::default(),
-            memory: Memory::default(),
-        };
-        for id in 1..=servers {
-            world.register(id, 1, room_segments);
-            world.health.insert(ServerId(id), heard(None));
-        }
-        world
-    }
-
-    fn apply(&mut self, command: &Command) -> Result<Reply, Refused> {
-        let version = self.map.version().next();
-        self.map.apply(version, command, &Settings::default())
-    }
-
-    #[track_caller]
-    fn must(&mut self, command: &Command) {
-        self.apply(command).expect("the map takes it");
-    }
-
-    fn register(&mut self, id: u64, incarnation: u64, room_segments: u64) {
-        // Twice the room, of which placement uses 85 %: the soft limit stays out of the way.
-        let capacity_bytes = room_segments * SEGMENT_BYTES * 2;
-        self.must(&Command::RegisterServer(Server {
-            id: ServerId(id),
-            store: u128::from(id),
-            incarnation: Incarnation(incarnation),
-            state: ServerState::Up,
-            address: format!("127.0.0.1:{}", 7000 + id),
-            http: format!("127.0.0.1:{}", 8000 + id),
-            zone: format!("zone-{id}"),
-            region: "local".to_owned(),
-            tier: "ssd".to_owned(),
-            capacity_bytes,
-            boot_id: "boot".to_owned(),
-        }));
-    }
-
-    /// A volume whose primaries all serve.
-    fn volume(&mut self, name: &str, segments: u64, replicas: u8, criticality: Criticality) {
-        self.must(&Command::CreateVolume {
-            name: name.to_owned(),
-            size_bytes: segments * SEGMENT_BYTES,
-            segment_bytes: SEGMENT_BYTES,
-            replicas,
-            criticality,
-            durability: Durability::WriteThrough,
-        });
-        self.serve();
-    }
-
-    /// Every primary reports that it serves.
-    fn serve(&mut self) {
-        let idle: Vec<(SegmentId, Epoch)> = self
-            .map
-            .segments()
-            .filter(|c| c.active < c.epoch)
-            .map(|c| (c.segment, c.epoch))
-            .collect();
-        for (segment, epoch) in idle {
-            self.must(&Command::Active {
-                segment,
-                epoch,
-                writer_pause_us: 0,
-            });
-        }
-    }
-
-    fn state(&mut self, server: u64, state: ServerState) {
-        self.must(&Command::SetServerState {
-            server: ServerId(server),
-            state,
-        });
-    }
-
-    fn score(&mut self, server: u64, score: f64) {
-        self.health.insert(ServerId(server), heard(Some(score)));
-    }
-
-    fn silence(&mut self, server: u64, silent_ms: u64) {
-        self.health.insert(
-            ServerId(server),
-            Health {
-                silent_ms,
-                ..heard(None)
-            },
-        );
-    }
-
-    fn look(&mut self) -> Plan {
-        let view = View {
-            map: &self.map,
-            health: &self.health,
-            heat: &self.heat,
-            now_ms: self.now_ms,
-        };
-        plan(view, &self.policy, &mut self.memory)
-    }
-
-    fn later(&mut self, ms: u64) -> Plan {
-        self.now_ms += ms;
-        self.look()
-    }
-
-    /// Ten seconds of looking, once a second: what was decided in them, nothing carried out.
-    fn watch(&mut self, seconds: u64) -> Vec<Decision> {
-        let mut decisions = Vec::new();
-        for _ in 0..seconds {
-            decisions.extend(self.later(SECOND_MS).decisions);
-        }
-        decisions
-    }
-
-    fn evict(&mut self, segment: SegmentId, server: ServerId) {
-        let config = self.map.segment(segment).expect("it exists").clone();
-        let expect = config.epoch;
-        if config.primary == server {
-            let heir = config
-                .members
-                .iter()
-                .map(|m| m.server)
-                .find(|s| *s != server);
-            let server = heir.expect("another member is left");
-            self.must(&Command::NewPrimary {
-                segment,
-                expect,
-                server,
-            });
-        } else {
-            self.must(&Command::Evict {
-                segment,
-                expect,
-                server,
-            });
-        }
-        self.serve();
-    }
-
-    /// Takes a server out of every segment it shares with another.
-    fn evict_everywhere(&mut self, server: u64) -> BTreeSet<SegmentId> {
-        let server = ServerId(server);
-        let shared: BTreeSet<SegmentId> = self
-            .map
-            .segments()
-            .filter(|c| c.is_member(server) && c.members.len() > 1)
-            .map(|c| c.segment)
-            .collect();
-        for &segment in &shared {
-            self.evict(segment, server);
-        }
-        shared
-    }
-
-    /// Ends every migration under way, as its primary would.
-    fn finish_migrations(&mut self) {
-        let joining: Vec<Command> = self
-            .map
-            .segments()
-            .filter_map(|c| {
-                c.joining.map(|joining| Command::Promote {
-                    segment: c.segment,
-                    expect: c.epoch,
-                    migration: joining.migration,
-                    digest: 1,
-                    seq: Seq(1),
-                    progress: CopyProgress::default(),
-                    at_unix_ms: self.now_ms,
-                })
-            })
-            .collect();
-        for promote in &joining {
-            self.must(promote);
-        }
-        self.serve();
-    }
-
-    /// Hands over every segment whose primary was asked to.
-    fn finish_transfers(&mut self) {
-        let wished: Vec<Command> = self
-            .map
-            .segments()
-            .filter_map(|c| {
-                let server = c.transfer?;
-                Some(Command::Transfer {
-                    segment: c.segment,
-                    expect: c.epoch,
-                    server,
-                })
-            })
-            .collect();
-        for transfer in &wished {
-            self.must(transfer);
-        }
-        self.serve();
-    }
-}
-
-fn heard(score: Option<f64>) -> Health {
-    Health {
-        score,
-        score_high: score.map(|s| (s + 5.0).min(100.0)),
-        probability: score.map(|s| s / 100.0),
-        mode: score.filter(|s| *s >= 20.0).map(|_| "fail_slow".to_owned()),
-        silent_ms: 0,
-    }
-}
-
-/// A migration that a plan starts.
-#[derive(Clone, Debug, PartialEq)]
-struct Move {
-    segment: SegmentId,
-    from: Option<ServerId>,
-    to: ServerId,
-    kind: CauseKind,
-    cause_server: Option<ServerId>,
-    score_hundredths: Option<u32>,
-    mode: Option<String>,
-}
-
-fn moves(decisions: &[Decision]) -> Vec<Move> {
-    decisions
-        .iter()
-        .filter_map(|decision| match &decision.command {
-            Command::StartMigration {
-                segment,
-                from,
-                to,
-                cause,
-                ..
-            } => Some(Move {
-                segment: *segment,
-                from: *from,
-                to: *to,
-                kind: cause.kind,
-                cause_server: cause.server,
-                score_hundredths: cause.score_hundredths,
-                mode: cause.mode.clone(),
-            }),
-            _ => None,
-        })
-        .collect()
-}
-
-fn transfers(decisions: &[Decision]) -> Vec<(SegmentId, ServerId)> {
-    decisions
-        .iter()
-        .filter_map(|decision| match &decision.command {
-            Command::RequestTransfer {
-                segment, server, ..
-            } => Some((*segment, *server)),
-            _ => None,
-        })
-        .collect()
-}
-
-fn says(plan: &Plan, words: &[&str]) -> bool {
-    plan.waits
-        .iter()
-        .any(|wait| words.iter().all(|word| wait.contains(word)))
-}
-
-/// Four servers, eight segments in two replicas.
-fn four_servers() -> World {
-    let mut world = World::new(4, 64);
-    world.volume("vol0", 8, 2, Criticality::Normal);
-    world
-}
+use migrator::{Health, Plan, View};
+use smt::map::{CauseKind, Command, Criticality, Durability, ServerState};
+use smt::{SegmentId, ServerId};
+use world::*;
 
 #[test]
 fn a_quiet_cluster_is_left_alone() {
@@ -323,32 +33,19 @@ fn a_score_above_the_threshold_hands_primaries_over_and_moves_the_rest() {
     let mut world = four_servers();
     world.score(2, 75.5);
     let decisions = world.look().decisions;
-    let led: BTreeSet<SegmentId> = world
-        .map
-        .segments()
-        .filter(|c| c.primary == ServerId(2))
-        .map(|c| c.segment)
-        .collect();
+    let led: BTreeSet<SegmentId> =
+        world.map.segments().filter(|c| c.primary == ServerId(2)).map(|c| c.segment).collect();
     assert!(!led.is_empty(), "server 2 leads something");
     let handed: BTreeSet<SegmentId> = transfers(&decisions).iter().map(|(s, _)| *s).collect();
-    assert_eq!(
-        handed, led,
-        "every primary has another in-sync member to go to"
-    );
+    assert_eq!(handed, led, "every primary has another in-sync member to go to");
     let moves = moves(&decisions);
     assert_eq!(moves.len(), 2, "two at once");
     for each in moves {
-        assert_eq!(
-            (each.from, each.kind),
-            (Some(ServerId(2)), CauseKind::Score)
-        );
+        assert_eq!((each.from, each.kind), (Some(ServerId(2)), CauseKind::Score));
         assert_eq!(each.cause_server, Some(ServerId(2)));
         assert_eq!(each.score_hundredths, Some(7_550));
         assert_eq!(each.mode.as_deref(), Some("fail_slow"));
-        assert!(
-            !handed.contains(&each.segment),
-            "a segment is not handed over and moved at once"
-        );
+        assert!(!handed.contains(&each.segment), "a segment is not handed over and moved at once");
     }
 }
 
@@ -365,12 +62,7 @@ fn every_segment_of_an_ill_server_leaves_it_in_the_end() {
     }
     assert_eq!(world.map.segments_of(ServerId(2)).count(), 0);
     for config in world.map.segments() {
-        assert_eq!(
-            config.members.len(),
-            2,
-            "segment {} is whole",
-            config.segment
-        );
+        assert_eq!(config.members.len(), 2, "segment {} is whole", config.segment);
     }
 }
 
@@ -382,11 +74,7 @@ fn a_server_about_to_die_gets_the_wide_budget() {
         world.score(2, score);
         // A server has two slots for what leaves it, so that the budget shows only with two.
         world.state(3, ServerState::Draining);
-        assert_eq!(
-            moves(&world.look().decisions).len(),
-            at_once,
-            "at a score of {score}"
-        );
+        assert_eq!(moves(&world.look().decisions).len(), at_once, "at a score of {score}");
     }
 }
 
@@ -400,18 +88,12 @@ fn what_would_be_lost_most_moves_first() {
         (1..=4)
             .find(|id| {
                 let id = ServerId(*id);
-                world
-                    .map
-                    .segments()
-                    .any(|c| c.volume == high && c.is_member(id) && c.primary != id)
+                world.map.segments().any(|c| c.volume == high && c.is_member(id) && c.primary != id)
             })
             .expect("somebody is backup of it"),
     );
     world.score(ill.0, 75.0);
-    let first = moves(&world.look().decisions)
-        .first()
-        .cloned()
-        .expect("something moves");
+    let first = moves(&world.look().decisions).first().cloned().expect("something moves");
     let config = world.map.segment(first.segment).expect("it exists");
     assert_eq!(config.volume, high);
 }
@@ -435,24 +117,12 @@ fn a_hot_segment_moves_before_cold_ones() {
 fn nothing_moves_onto_a_server_at_risk_or_closed_or_silent() {
     let mut world = four_servers();
     world.score(2, 75.0);
-    world.health.insert(
-        ServerId(1),
-        Health {
-            score_high: Some(50.0),
-            ..heard(Some(20.0))
-        },
-    );
+    world.health.insert(ServerId(1), Health { score_high: Some(50.0), ..heard(Some(20.0)) });
     world.state(3, ServerState::Cordoned);
     world.silence(4, 6_000);
     let plan = world.look();
     assert_eq!(moves(&plan.decisions), []);
-    assert!(
-        says(
-            &plan,
-            &["vol0/", "server 4 is not fit", "server 3 is cordoned"]
-        ),
-        "{plan:?}"
-    );
+    assert!(says(&plan, &["vol0/", "server 4 is not fit", "server 3 is cordoned"]), "{plan:?}");
 }
 
 #[test]
@@ -504,10 +174,7 @@ fn a_group_event_does_not_stop_a_drain() {
     world.state(1, ServerState::Draining);
     let moves = moves(&world.look().decisions);
     assert!(!moves.is_empty());
-    assert!(
-        moves.iter().all(|m| m.kind == CauseKind::Drain),
-        "{moves:?}"
-    );
+    assert!(moves.iter().all(|m| m.kind == CauseKind::Drain), "{moves:?}");
 }
 
 #[test]
@@ -522,10 +189,7 @@ fn a_server_that_is_a_little_better_is_still_relieved_and_a_well_one_is_after_a_
         assert!(!begun.is_empty(), "60 is not 15 below 70, however long");
     }
     world.score(2, 40.0);
-    assert!(
-        !moves(&world.later(10 * SECOND_MS).decisions).is_empty(),
-        "the hold has begun"
-    );
+    assert!(!moves(&world.later(10 * SECOND_MS).decisions).is_empty(), "the hold has begun");
     assert_eq!(moves(&world.later(hold_ms).decisions), []);
 }
 
@@ -539,16 +203,10 @@ fn a_drained_server_is_emptied_by_the_same_machinery_and_says_what_it_waits_for(
     assert_eq!(begun.len(), 2);
     for each in begun {
         assert_eq!((each.kind, each.score_hundredths), (CauseKind::Drain, None));
-        assert_eq!(
-            (each.from, each.cause_server),
-            (Some(ServerId(2)), Some(ServerId(2)))
-        );
+        assert_eq!((each.from, each.cause_server), (Some(ServerId(2)), Some(ServerId(2))));
     }
     let on_it = world.map.segments_of(ServerId(2)).count();
-    assert!(
-        on_it > 2 && !plan.waits.is_empty(),
-        "the rest waits, and says so"
-    );
+    assert!(on_it > 2 && !plan.waits.is_empty(), "the rest waits, and says so");
 }
 
 #[test]
@@ -580,20 +238,12 @@ fn a_wish_to_hand_over_that_is_not_fulfilled_is_at_least_told() {
     }
     world.finish_migrations();
     // The primaries were asked, and none of them hands over.
-    let asked: Vec<u32> = world
-        .map
-        .segments()
-        .filter(|c| c.transfer.is_some())
-        .map(|c| c.index)
-        .collect();
+    let asked: Vec<u32> =
+        world.map.segments().filter(|c| c.transfer.is_some()).map(|c| c.index).collect();
     assert!(!asked.is_empty());
     let plan = world.later(10 * SECOND_MS);
     for index in asked {
-        assert!(
-            says(&plan, &[&format!("vol0/{index}")]),
-            "vol0/{index} is told: {:?}",
-            plan.waits
-        );
+        assert!(says(&plan, &[&format!("vol0/{index}")]), "vol0/{index} is told: {:?}", plan.waits);
     }
 }
 
@@ -608,10 +258,7 @@ fn a_lost_replica_is_rebuilt_where_there_is_none() {
         assert_eq!((each.kind, each.from), (CauseKind::Rebuild, None));
         assert!(short.contains(&each.segment));
         let config = world.map.segment(each.segment).expect("it exists");
-        assert!(
-            !config.is_member(each.to) && each.to != ServerId(2),
-            "{each:?}"
-        );
+        assert!(!config.is_member(each.to) && each.to != ServerId(2), "{each:?}");
     }
 }
 
@@ -623,22 +270,14 @@ fn a_segment_with_one_copy_left_is_rebuilt_before_one_with_two() {
     let ids: Vec<SegmentId> = world.map.segments().map(|c| c.segment).collect();
     for &segment in &ids {
         let config = world.map.segment(segment).expect("it exists");
-        let leaves = config
-            .members
-            .iter()
-            .map(|m| m.server)
-            .find(|s| *s != config.primary);
+        let leaves = config.members.iter().map(|m| m.server).find(|s| *s != config.primary);
         let leaves = leaves.expect("it has a backup");
         world.evict(segment, leaves);
     }
     let begun = moves(&world.watch(30));
     let first = begun.first().expect("something is rebuilt").segment;
     let config = world.map.segment(first).expect("it exists");
-    assert_eq!(
-        config.members.len(),
-        1,
-        "the single copy first, whatever its criticality"
-    );
+    assert_eq!(config.members.len(), 1, "the single copy first, whatever its criticality");
 }
 
 #[test]
@@ -726,30 +365,17 @@ fn befall(world: &mut World, dice: &mut Dice, servers: u64) {
             let score = dice.score();
             let wide = f64::from(u32::try_from(dice.roll(60)).expect("below 60"));
             let high = score.map(|s| (s + wide).min(100.0));
-            world.health.insert(
-                ServerId(server),
-                Health {
-                    score_high: high,
-                    ..heard(score)
-                },
-            );
+            world.health.insert(ServerId(server), Health { score_high: high, ..heard(score) });
         }
         4 => {
             let silent_ms = dice.roll(30) * SECOND_MS;
             world.health.entry(ServerId(server)).or_default().silent_ms = silent_ms;
         }
         5 => {
-            let states = [
-                ServerState::Up,
-                ServerState::Cordoned,
-                ServerState::Draining,
-            ];
+            let states = [ServerState::Up, ServerState::Cordoned, ServerState::Draining];
             let state = states[usize::try_from(dice.roll(3)).expect("below 3")];
             // The map may have its reasons against it.
-            drop(world.apply(&Command::SetServerState {
-                server: ServerId(server),
-                state,
-            }));
+            drop(world.apply(&Command::SetServerState { server: ServerId(server), state }));
         }
         6 => {
             world.evict_everywhere(server);
@@ -767,45 +393,27 @@ fn judge(world: &World, plan: &Plan, frozen: bool) -> Result<(), String> {
     let begun = moves(&plan.decisions);
     let handed = transfers(&plan.decisions);
 
-    let wide = world
-        .health
-        .values()
-        .any(|h| h.score.is_some_and(|s| s >= 90.0));
-    let most = if wide {
-        policy.moves_wide_max
-    } else {
-        policy.moves_max
-    };
+    let wide = world.health.values().any(|h| h.score.is_some_and(|s| s >= 90.0));
+    let most = if wide { policy.moves_wide_max } else { policy.moves_max };
     let running = world.map.segments().filter(|c| c.joining.is_some()).count();
     if !begun.is_empty() && running + begun.len() > most {
         return Err(format!("{running} run, {} begin, {most} may", begun.len()));
     }
     let mut touched = BTreeSet::new();
-    for segment in begun
-        .iter()
-        .map(|m| m.segment)
-        .chain(handed.iter().map(|(s, _)| *s))
-    {
+    for segment in begun.iter().map(|m| m.segment).chain(handed.iter().map(|(s, _)| *s)) {
         if !touched.insert(segment) {
             return Err(format!("two decisions on segment {segment}"));
         }
     }
     for each in &begun {
-        let config = world
-            .map
-            .segment(each.segment)
-            .ok_or("an unknown segment")?;
+        let config = world.map.segment(each.segment).ok_or("an unknown segment")?;
         let to = health(each.to);
         let risky =
             to.score.is_some_and(|s| s >= shadow) || to.score_high.is_some_and(|s| s >= shadow);
         if risky || to.silent_ms >= policy.rebuild_after_ms {
             return Err(format!("{each:?} goes to a server at risk: {to:?}"));
         }
-        if world
-            .map
-            .server(each.to)
-            .is_none_or(|s| s.state != ServerState::Up)
-        {
+        if world.map.server(each.to).is_none_or(|s| s.state != ServerState::Up) {
             return Err(format!("{each:?} goes to a server that is closed"));
         }
         if config.is_member(each.to) || config.joining.is_some() {
@@ -824,21 +432,12 @@ fn judge(world: &World, plan: &Plan, frozen: bool) -> Result<(), String> {
             return Err(format!("segment {segment} is handed to {heir}: {config:?}"));
         }
         if health(*heir).score.is_some_and(|s| s >= shadow) {
-            return Err(format!(
-                "segment {segment} is handed to {heir}, which is at risk"
-            ));
+            return Err(format!("segment {segment} is handed to {heir}, which is at risk"));
         }
     }
-    let relieved: BTreeSet<_> = begun
-        .iter()
-        .filter(|m| m.kind == CauseKind::Score)
-        .map(|m| m.cause_server)
-        .collect();
-    let servers = world
-        .map
-        .servers()
-        .filter(|s| s.state != ServerState::Removed)
-        .count();
+    let relieved: BTreeSet<_> =
+        begun.iter().filter(|m| m.kind == CauseKind::Score).map(|m| m.cause_server).collect();
+    let servers = world.map.servers().filter(|s| s.state != ServerState::Removed).count();
     if relieved.len() > (servers / 10).max(1) {
         return Err(format!("{relieved:?} of {servers} servers are relieved"));
     }
@@ -879,11 +478,7 @@ fn no_plan_of_a_random_cluster_breaks_a_brake_or_is_refused() {
                 now_ms: world.now_ms,
             };
             let again = migrator::plan(view, &world.policy, &mut twin);
-            assert_eq!(
-                (&plan, &world.memory),
-                (&again, &twin),
-                "seed {seed}, step {step}"
-            );
+            assert_eq!((&plan, &world.memory), (&again, &twin), "seed {seed}, step {step}");
             let frozen = says(&plan, &["group"]);
             if let Err(reason) = judge(&world, &plan, frozen) {
                 panic!("seed {seed}, step {step}: {reason}");
@@ -891,16 +486,10 @@ fn no_plan_of_a_random_cluster_breaks_a_brake_or_is_refused() {
             for decision in &plan.decisions {
                 assert!(!decision.why.is_empty());
                 let taken = world.apply(&decision.command);
-                assert!(
-                    taken.is_ok(),
-                    "seed {seed}, step {step}: {decision:?} is {taken:?}"
-                );
+                assert!(taken.is_ok(), "seed {seed}, step {step}: {decision:?} is {taken:?}");
             }
             begun += moves(&plan.decisions).len();
         }
     }
-    assert!(
-        begun > 1_000,
-        "the random clusters had something to do: {begun} moves"
-    );
+    assert!(begun > 1_000, "the random clusters had something to do: {begun} moves");
 }
