@@ -151,7 +151,7 @@ impl<P: Payload> Replica<P> {
         match pending {
             Pending::Create => self.on_created(cx, result),
             Pending::Meta(epoch) => self.on_meta_durable(cx, epoch),
-            Pending::Delete => self.gone = true,
+            Pending::Delete => self.on_deleted(cx),
             Pending::OwnRecord(seq) => self.on_own_record(cx, seq),
             Pending::BackupRecord { stream, seq } => self.on_backup_record(cx, stream, seq),
             Pending::ClientRead(id) => self.on_client_read(cx, id, result),

@@ -62,7 +62,7 @@ impl<P: Payload> Replica<P> {
         if self.config.is_member(cx.me) || !free {
             return;
         }
-        if !named {
+        if !named || self.is_deleting() {
             self.join_waiting = Some((caller, session, migration));
             return;
         }

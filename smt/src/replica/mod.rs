@@ -582,7 +582,35 @@ impl<P: Payload> Replica<P> {
         if let Phase::Primary(primary) = std::mem::replace(&mut self.phase, Phase::Idle) {
             primary.send_clients_away(cx, &self.config);
         }
+        // Whoever was to be filled is not any more.
+        self.config.joining = None;
+        self.remove_file(cx);
+    }
+
+    /// From here on there is no file: nothing more is asked of it, and a joiner begins only once
+    /// it is gone.
+    fn remove_file(&mut self, cx: &mut Context<P>) {
+        self.created = false;
         self.store(cx, StoreRequest::Delete, Pending::Delete);
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.pending.values().any(|p| matches!(p, Pending::Delete))
+    }
+
+    /// The file is gone. The replica goes with it, unless a primary is waiting to fill it anew.
+    fn on_deleted(&mut self, cx: &mut Context<P>) {
+        self.durable_epoch = Epoch(0);
+        self.joining = None;
+        self.in_doubt.clear();
+        self.tail.clear();
+        self.unwanted_since = None;
+        let wanted = self.config.joining.is_some_and(|j| j.target == cx.me);
+        if wanted {
+            self.join_if_waiting(cx);
+        } else {
+            self.gone = true;
+        }
     }
 
     /// A joining or transfer wish appeared or went, in the same epoch.
@@ -621,7 +649,7 @@ impl<P: Payload> Replica<P> {
         }
         let since = *self.unwanted_since.get_or_insert(cx.now);
         if cx.now.since(since) >= cx.settings.forget_grace_ns && self.is_durable() {
-            self.store(cx, StoreRequest::Delete, Pending::Delete);
+            self.remove_file(cx);
         }
     }
 

@@ -314,3 +314,78 @@ impl Network {
         due
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeting(op: u64) -> Packet {
+        use smt::message::RequestBody;
+        use smt::{Epoch, OpId, SegmentId};
+        Packet::Request(ClientRequest {
+            op: OpId(op),
+            segment: SegmentId(1),
+            epoch: Epoch(1),
+            writer: 0,
+            body: RequestBody::Flush,
+        })
+    }
+
+    /// What arrives until nothing more does: op ids, and whether the end was last.
+    fn drain(net: &mut Network, id: usize, until: u64) -> (Vec<u64>, bool) {
+        let mut seen = Vec::new();
+        for now in 0..until {
+            while let Some(packet) = net.deliver(id, Side::Acceptor, now) {
+                match packet {
+                    Packet::Request(request) => seen.push(request.op.0),
+                    Packet::End => return (seen, true),
+                    Packet::Server(_) | Packet::Hello | Packet::Reply(_) => unreachable!(),
+                }
+            }
+        }
+        (seen, false)
+    }
+
+    fn with_five_on_the_way(rng: &mut Rng) -> (Network, usize) {
+        let mut net = Network::new(2, 100);
+        let label = Label::Client { client: ClientId(1), session: Session(1) };
+        let id = net.open(0, 1, label, 0);
+        for op in 1..=5 {
+            assert!(net.send(id, Side::Acceptor, greeting(op), 0, rng).is_some());
+        }
+        (net, id)
+    }
+
+    #[test]
+    fn a_connection_delivers_in_order() {
+        let mut rng = Rng::new(1);
+        let (mut net, id) = with_five_on_the_way(&mut rng);
+        assert_eq!(drain(&mut net, id, 20_000), (vec![1, 2, 3, 4, 5], false));
+    }
+
+    #[test]
+    fn a_closed_connection_delivers_a_first_part_and_then_its_end() {
+        let mut rng = Rng::new(2);
+        let mut parts = [0; 6];
+        for _ in 0..200 {
+            let (mut net, id) = with_five_on_the_way(&mut rng);
+            net.close(id, Side::Dialer, 1, 5_000, 0, &mut rng);
+            assert!(net.send(id, Side::Acceptor, greeting(6), 2, &mut rng).is_none());
+            let (seen, ended) = drain(&mut net, id, 20_000);
+            assert!(ended && seen == [1, 2, 3, 4, 5][..seen.len()], "{seen:?}");
+            parts[seen.len()] += 1;
+        }
+        assert!(parts.iter().all(|n| *n > 5), "how much arrived: {parts:?}");
+    }
+
+    #[test]
+    fn a_blocked_path_holds_everything_back_until_it_heals() {
+        let mut rng = Rng::new(3);
+        let (mut net, id) = with_five_on_the_way(&mut rng);
+        net.block(0, 1);
+        assert_eq!(drain(&mut net, id, 20_000), (vec![], false));
+        assert!(!net.can_dial(0, 1) && !net.can_dial(1, 0));
+        assert_eq!(net.unblock(0, 1, 20_000, 0, &mut rng).len(), 5);
+        assert_eq!(drain(&mut net, id, 60_000), (vec![1, 2, 3, 4, 5], false));
+    }
+}

@@ -49,6 +49,8 @@ pub struct History {
     blocks: BTreeMap<Place, Block>,
     /// What each request in the network writes. Retries have the same key.
     requests: BTreeMap<(ClientId, OpId, SegmentId), Vec<WriteId>>,
+    /// When each flush was first sent.
+    flushes: BTreeMap<(ClientId, OpId, SegmentId), u64>,
     /// Blocks whose history was too tangled to decide.
     pub undecided: u64,
 }
@@ -130,6 +132,27 @@ impl History {
             numbers.push(place.1);
         }
         numbers
+    }
+
+    /// A client sends a flush of a segment, perhaps again.
+    pub fn flush_sent(&mut self, client: ClientId, op: OpId, segment: SegmentId) {
+        let stamp = self.stamp();
+        self.flushes.entry((client, op, segment)).or_insert(stamp);
+    }
+
+    /// The blocks that a flush covers, if this was one: all that was ever sent to them had been
+    /// acknowledged before the flush was sent.
+    #[must_use]
+    pub fn flushed(&self, client: ClientId, op: OpId, segment: SegmentId) -> Vec<u32> {
+        let Some(&flush) = self.flushes.get(&(client, op, segment)) else {
+            return Vec::new();
+        };
+        let of_segment = self.blocks.range((segment, 0)..=(segment, u32::MAX));
+        let quiet = of_segment.filter(|(_, block)| {
+            let sent = block.writes.iter().filter(|w| w.sent != 0);
+            sent.into_iter().all(|w| w.acked.is_some_and(|at| at < flush))
+        });
+        quiet.map(|((_, number), _)| *number).collect()
     }
 
     /// The client heard that the write is done.

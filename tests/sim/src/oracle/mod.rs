@@ -7,6 +7,7 @@ pub mod active;
 pub mod alike;
 pub mod cover;
 pub mod epochs;
+pub mod flush;
 pub mod history;
 pub mod linear;
 

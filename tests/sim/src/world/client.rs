@@ -323,7 +323,8 @@ impl World {
             RequestBody::Zero { range } => {
                 self.history.sent(id, op, segment, range.blocks().map(|b| (b, 0)));
             }
-            RequestBody::Read { .. } | RequestBody::Flush => {}
+            RequestBody::Flush => self.history.flush_sent(id, op, segment),
+            RequestBody::Read { .. } => {}
         }
         self.send(connection, Side::Acceptor, Packet::Request(request));
     }

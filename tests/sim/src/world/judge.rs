@@ -10,7 +10,7 @@ use super::consensus::Changed;
 use super::links::host_of;
 use super::log::{segment_of, short};
 use crate::oracle::active::Active;
-use crate::oracle::{Violation, alike, cover};
+use crate::oracle::{Violation, alike, cover, flush};
 use crate::payload::Blocks;
 use smt::config::MS;
 
@@ -114,6 +114,12 @@ impl World {
             |server, segment| hosts[host_of(server)].disk.files.get(&segment),
             blocks.iter().copied(),
         );
+        let flushed = self.history.flushed(client, *op, *segment);
+        let verdict = verdict.and_then(|()| {
+            let file_of =
+                |server: ServerId, segment| hosts[host_of(server)].disk.files.get(&segment);
+            flush::check(config, file_of, &flushed)
+        });
         self.judge(verdict);
     }
 
