@@ -19,7 +19,7 @@ const NOT_CAUGHT: &[&str] = &[
 ];
 
 /// Where a mutant is hunted that its pinned seeds do not catch any more.
-const HUNTED: Range<u64> = 1..1_501;
+const HUNTED: Range<u64> = 1..4_001;
 
 fn jobs() -> usize {
     available_parallelism().map_or(1, usize::from)

@@ -5,15 +5,18 @@ cd "$(dirname "$0")/.."
 : "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/petrel/target}"
 export CARGO_TARGET_DIR
 
-# A cold build takes about 6 GiB, the clusters of the tests about 6 GiB more.
-mkdir -p "$CARGO_TARGET_DIR"
-for dir in "$CARGO_TARGET_DIR" "${TMPDIR:-/tmp}"; do
-    free_gib=$(( $(df --output=avail -k "$dir" | tail -n 1) / 1024 / 1024 ))
-    if [ "$free_gib" -lt 12 ]; then
-        echo "test: $dir has $free_gib GiB free, the tests need 12: free some, or set CARGO_TARGET_DIR and TMPDIR" >&2
+# need DIR GIB NAME: there is that much space, or we say so now and not in the middle of a test.
+need() {
+    local free_gib
+    free_gib=$(( $(df --output=avail -k "$1" | tail -n 1) / 1024 / 1024 ))
+    if [ "$free_gib" -lt "$2" ]; then
+        echo "test: $1 has $free_gib GiB free, the tests need $2: free some, or set $3" >&2
         exit 1
     fi
-done
+}
+mkdir -p "$CARGO_TARGET_DIR"
+[ -e "$CARGO_TARGET_DIR/debug/storaged" ] || need "$CARGO_TARGET_DIR" 8 CARGO_TARGET_DIR
+need "${TMPDIR:-/tmp}" 6 TMPDIR
 
 step() {
     local name=$1 start=$SECONDS

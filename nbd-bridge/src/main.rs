@@ -14,6 +14,12 @@ use tracing_subscriber::EnvFilter;
 use bridge::{Args, Bridge, Settings};
 
 fn main() -> ExitCode {
+    // One thread that panics takes the process with it, so that it is restarted whole.
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        std::process::abort();
+    }));
     let args = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

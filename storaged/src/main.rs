@@ -28,6 +28,7 @@ const CONTROL_THREADS: usize = 2;
 const REFUSED: u8 = 3;
 
 fn main() -> ExitCode {
+    die_whole();
     let filter = tracing_subscriber::EnvFilter::try_from_env("PETREL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     tracing_subscriber::fmt()
@@ -46,16 +47,30 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            let refused = error.downcast_ref::<DiskError>().is_some_and(|e| match e {
-                DiskError::Locked { .. }
-                | DiskError::OtherServer { .. }
-                | DiskError::OtherCluster { .. }
-                | DiskError::NoIdentity { .. } => true,
-                _ => false,
-            }) || matches!(error.downcast_ref(), Some(ControlError::Refused(_)));
+            let by_disk = matches!(
+                error.downcast_ref(),
+                Some(
+                    DiskError::Locked { .. }
+                        | DiskError::OtherServer { .. }
+                        | DiskError::OtherCluster { .. }
+                        | DiskError::NoIdentity { .. }
+                )
+            );
+            let by_cluster = matches!(error.downcast_ref(), Some(ControlError::Refused(_)));
+            let refused = by_disk || by_cluster;
             if refused { ExitCode::from(REFUSED) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// A thread that panics takes the process with it: a server without its data plane, or without its
+/// control plane, must look dead to its peers and to whoever restarts it.
+fn die_whole() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        std::process::abort();
+    }));
 }
 
 /// The cluster's id as the first start makes it, where nobody gave one: from the servers that

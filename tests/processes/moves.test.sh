@@ -3,12 +3,16 @@
 . "$(dirname "$0")/../cluster.sh"
 rounds=${MOVES:-2}
 
+is_whole() {
+    [ "$(query "all(s['state']=='healthy' for s in d['segments'] if s['index']==$1)" segment list vol0)" = True ]
+}
+
 start --servers 3 --segment-size 64MiB --volume vol0:512MiB
 verify_in_background moves "${FIO_SECONDS:-$((rounds * 20 + 5))}"
 sleep 2
 for round in $(seq "$rounds"); do
     for index in 0 1 2 3 4 5 6 7; do
-        wait_until 60 "segment $index is whole" test "$(query "all(s['state']=='healthy' for s in d['segments'] if s['index']==$index)" segment list vol0)" = True >/dev/null
+        wait_until 60 "segment $index is whole" is_whole "$index" >"$WORK/wait" || { cat "$WORK/wait"; exit 1; }
         read -r from to < <(petrel segment list vol0 --json | python3 -c "
 import json, sys
 segment = json.load(sys.stdin)['segments'][$index]

@@ -102,7 +102,9 @@ impl<P: Payload> Replica<P> {
         range: BlockRange,
         raw: bool,
     ) {
-        if !matches!(self.phase, Phase::Backup(_)) || !range.fits(self.geometry.segment_blocks) {
+        let fits =
+            range.fits(self.geometry.segment_blocks) && range.count <= crate::wire::BLOCKS_MAX;
+        if !matches!(self.phase, Phase::Backup(_)) || !fits {
             return;
         }
         let pending = Pending::Fetch { caller, id, range, raw };

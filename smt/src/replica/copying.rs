@@ -146,6 +146,13 @@ impl<P: Payload> Replica<P> {
                 return;
             };
             let current = primary.copy.as_ref().is_some_and(|c| c.migration == joining.migration);
+            if primary.migration != Some(joining.migration) {
+                // Its patience counts from now, not from when this epoch began.
+                let Phase::Primary(primary) = &mut self.phase else { return };
+                primary.migration = Some(joining.migration);
+                primary.joiner_progress = cx.now;
+            }
+            let Phase::Primary(primary) = &self.phase else { return };
             if !current && primary.abort.is_none() && cx.links.up.contains_key(&joining.target) {
                 self.begin_session(cx);
             }

@@ -202,7 +202,8 @@ impl<P: Payload> Replica<P> {
         }
         self.created = true;
         if let Phase::Joiner(_) = self.phase {
-            self.durable_epoch = self.durable_epoch.max(self.config.epoch);
+            // The mark is durable; the epoch may have moved on while the file was made.
+            self.set_meta(cx);
             self.joiner_ready(cx);
             return;
         }

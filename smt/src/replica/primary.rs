@@ -67,6 +67,8 @@ pub(super) struct Primary<P> {
     pub copy: Option<Box<Copying<P>>>,
     /// Why the migration under way is to end, until the map has ended it.
     pub abort: Option<(bool, String)>,
+    /// The migration that `joiner_progress` is about.
+    pub migration: Option<MigrationId>,
     /// When the migration last got on.
     pub joiner_progress: Tick,
     pub last_client_io: Tick,
@@ -86,6 +88,7 @@ impl<P> Primary<P> {
             seal: None,
             copy: None,
             abort: None,
+            migration: None,
             joiner_progress: now,
             last_client_io: Tick(0),
         }

@@ -40,6 +40,10 @@ pub fn decode<P: Payload>(
     let (session, place) = (CopySession(header.a), header.b);
     Ok(match header.kind {
         Kind::Hello => Message::Hello(Hello::from_header(header)?),
+        // The answer must fit a message: what cannot be answered is not even asked.
+        Kind::Read if range.count > super::BLOCKS_MAX => {
+            return Err(WireError::Malformed { what: "length of a read" });
+        }
         Kind::Read => request(RequestBody::Read { range }),
         Kind::Write => {
             let (data, sums) = parts.content()?;

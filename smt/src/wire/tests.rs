@@ -190,6 +190,15 @@ fn a_flipped_bit_anywhere_in_header_or_fields_is_noticed() {
 }
 
 #[test]
+fn a_read_longer_than_its_answer_may_be_is_refused() {
+    let mut header = Header::new(Kind::Read);
+    header.range = BlockRange::new(0, BLOCKS_MAX + 1);
+    assert!(decode::<Blocks>(&header, &[], None).is_err());
+    header.range = BlockRange::new(0, BLOCKS_MAX);
+    assert!(decode::<Blocks>(&header, &[], None).is_ok());
+}
+
+#[test]
 fn a_newer_version_is_refused_by_its_number() {
     let mut bytes = Header::new(Kind::Flush).to_bytes(&[]);
     bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());

@@ -38,7 +38,7 @@ use crate::disk::Faults;
 use crate::telemetry::latency::IoStats;
 
 /// Proposals of the brain under way at once; it makes them again if they are lost.
-const PROPOSALS_MAX: usize = 64;
+const PROPOSALS_MAX: usize = 512;
 
 /// What main has opened for the control plane.
 pub struct Inputs {
@@ -280,7 +280,10 @@ async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result
         match control.change(Command::RegisterServer(server.clone())).await {
             Ok(_) => return Ok(()),
             Err(ChangeError::Refused(refused)) => {
-                // A retry of ours may have made it in meanwhile.
+                // An earlier try of ours may have made it in, and its answer been lost.
+                while control.barrier().await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 let known = control.with_map(|m| m.server(server.id).cloned());
                 if known
                     .is_some_and(|k| k.incarnation == server.incarnation && k.store == server.store)

@@ -19,6 +19,9 @@ const OWED_BYTES_MAX: usize = 32 << 20;
 /// Requests being worked on for one connection.
 const OWED_REQUESTS_MAX: usize = 1024;
 
+/// Volumes one connection may want the map of.
+const SUBSCRIPTIONS_MAX: usize = 1024;
+
 /// What a connection is owed, and what it has subscribed to.
 #[derive(Debug, Default)]
 pub(super) struct Account {
@@ -92,10 +95,18 @@ impl Shard {
     }
 
     pub(super) fn subscribe(&mut self, stream: StreamId, volume: VolumeId, from: MapVersion) {
-        if let Some(connection) = self.connections.get_mut(&stream) {
-            connection.account.subscriptions.insert(volume, from);
+        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        let subscriptions = &mut connection.account.subscriptions;
+        if subscriptions.len() >= SUBSCRIPTIONS_MAX && !subscriptions.contains_key(&volume) {
+            tracing::warn!(%volume, "a connection wants the maps of too many volumes");
+            return;
         }
-        self.push_deltas(true);
+        let delta = {
+            let map = self.map.lock().expect("nobody panics while holding the map");
+            map.volume_delta(volume, from)
+        };
+        subscriptions.insert(volume, delta.to.max(from));
+        frames::send(&mut self.reactor, stream, Message::Delta(delta));
     }
 
     /// Tells subscribers what changed in their volume. With `heartbeat`, also those for whom
@@ -105,6 +116,10 @@ impl Shard {
         {
             let map = self.map.lock().expect("nobody panics while holding the map");
             for (stream, connection) in &mut self.connections {
+                // Who does not read its deltas is not sent more of them.
+                if self.reactor.queued_bytes(*stream) > OWED_BYTES_MAX {
+                    continue;
+                }
                 for (volume, known) in &mut connection.account.subscriptions {
                     let delta = map.volume_delta(*volume, *known);
                     let is_news = !delta.segments.is_empty() || delta.size_bytes.is_none();

@@ -260,6 +260,12 @@ impl Network {
         stream.queue.iter().map(|(at, _)| (*at, id, other)).collect()
     }
 
+    /// Ends a connection on both sides, with everything in it.
+    pub fn sever(&mut self, id: usize) {
+        self.shut(id, Side::Dialer);
+        self.shut(id, Side::Acceptor);
+    }
+
     /// Holds back what is on its way to this side, and all that follows it, for `for_ns`.
     pub fn stall(&mut self, id: usize, to: Side, now: u64, for_ns: u64) -> Vec<Delivery> {
         let stream = &mut self.connections[id].to[to.index()];

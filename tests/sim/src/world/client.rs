@@ -1,8 +1,8 @@
 //! Client: a workload, the hands of one client's brain, and the history of what it saw.
 //!
 //! Invariant: a block is written by one client at a time, its owner; everybody reads everything.
-//! A client that crashes comes back as another one, with the same blocks; what it had under way
-//! may still happen, once, at any time.
+//! A client that crashes comes back as another one, with the same blocks. What the servers had
+//! taken from it may still happen; what they had not is refused, as an attachment does (A1).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -433,10 +433,12 @@ impl World {
         }
     }
 
-    /// A client process dies, and another takes its place. What it had sent may still arrive.
+    /// A client process dies, and another takes its place.
     pub(super) fn replace_client(&mut self, client: usize) {
         let place = self.hosts.len() + client;
-        self.cut_off(place, self.plan.latency_ns);
+        for (connection, _) in self.net.of(place) {
+            self.net.sever(connection);
+        }
         self.judge_mismatches(client);
         let brain = attach(&self.plan, &self.consensus);
         let clients = u64::try_from(self.clients.len()).expect("few clients");
@@ -448,6 +450,9 @@ impl World {
         c.connections.clear();
         c.sessions.clear();
         let id = c.id;
+        for host in &mut self.hosts {
+            host.clients.retain(|(known, _), _| *known != old);
+        }
         self.consensus.told[client] = self.consensus.version();
         self.consensus.deltas[client].clear();
         self.say(None, || format!("c{old} dies, c{id} takes its place"));

@@ -1,0 +1,100 @@
+//! Leaving: a replica whose disk failed, whose segment is whole elsewhere, or was deleted (M11).
+//!
+//! Invariant: a faulted replica does nothing but say so, until the map has done without it. A file
+//! goes only when nothing can want it any more, and nothing is asked of it from then on.
+
+use super::*;
+
+impl<P: Payload> Replica<P> {
+    /// This replica's disk failed. It stops at once, and says so.
+    pub(super) fn fault(&mut self, cx: &mut Context<P>, error: String) {
+        if matches!(self.phase, Phase::Faulted) {
+            return;
+        }
+        self.leave(cx);
+        self.phase = Phase::Faulted;
+        cx.report(Report::ReplicaFaulted { segment: self.segment, error });
+        self.hand_off(cx);
+    }
+
+    /// Faulted: another member is to lead, if this server does.
+    pub(super) fn hand_off(&mut self, cx: &mut Context<P>) {
+        if self.config.primary != cx.me {
+            return;
+        }
+        let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
+        let Some(server) = others.min_by_key(|s| (!cx.links.up.contains_key(s), *s)) else {
+            return;
+        };
+        let (segment, expect) = (self.segment, self.epoch());
+        self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
+    }
+
+    /// The segment was deleted from the map.
+    pub fn delete(&mut self, cx: &mut Context<P>) {
+        if let Phase::Primary(primary) = std::mem::replace(&mut self.phase, Phase::Idle) {
+            primary.send_clients_away(cx, &self.config);
+        }
+        // Whoever was to be filled is not any more.
+        self.config.joining = None;
+        self.remove_file(cx);
+    }
+
+    /// From here on there is no file: nothing more is asked of it, and a joiner begins only once
+    /// it is gone.
+    pub(super) fn remove_file(&mut self, cx: &mut Context<P>) {
+        self.created = false;
+        self.store(cx, StoreRequest::Delete, Pending::Delete);
+    }
+
+    pub(super) fn is_deleting(&self) -> bool {
+        self.pending.values().any(|p| matches!(p, Pending::Delete))
+    }
+
+    /// The file is gone. The replica goes with it, unless a primary is waiting to fill it anew.
+    pub(super) fn on_deleted(&mut self, cx: &mut Context<P>) {
+        self.durable_epoch = Epoch(0);
+        self.joining = None;
+        self.in_doubt.clear();
+        self.tail.clear();
+        self.unwanted_since = None;
+        let wanted = self.config.joining.is_some_and(|j| j.target == cx.me);
+        if wanted {
+            self.join_if_waiting(cx);
+        } else {
+            self.gone = true;
+        }
+    }
+
+    /// A faulted replica takes no part, but it must know the epoch to be replaced at, and that it
+    /// has been: then its file goes, and the server may be a joiner again.
+    pub(super) fn learn_faulted(&mut self, cx: &mut Context<P>, config: &SegmentConfig) {
+        if config.epoch > self.config.epoch {
+            self.proposed.clear();
+        }
+        self.config = config.clone();
+        if config.is_member(cx.me) {
+            self.hand_off(cx);
+        } else if !self.is_deleting() {
+            self.phase = Phase::Idle;
+            self.remove_file(cx);
+        }
+    }
+
+    /// M11: data of an ex-member goes once the segment is whole elsewhere, and a while later.
+    pub(super) fn tick_unwanted(&mut self, cx: &mut Context<P>) {
+        let config = &self.config;
+        let wanted = config.is_member(cx.me)
+            || config.joining.is_some_and(|j| j.target == cx.me)
+            || config.active < config.epoch
+            || config.members.len() < usize::from(config.replicas);
+        if wanted || !self.created || !self.pending.is_empty() {
+            self.unwanted_since = None;
+            return;
+        }
+        let since = *self.unwanted_since.get_or_insert(cx.now);
+        if cx.now.since(since) >= cx.settings.forget_grace_ns && self.is_durable() {
+            self.remove_file(cx);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The disk's own tests: what a power cut and a kill leave behind.
+
+use smt::map::SegmentConfig;
+use smt::{Epoch, VolumeId};
+
+use super::*;
+
+const SEGMENT: SegmentId = SegmentId(1);
+
+fn disk() -> Disk {
+    let geometry = Geometry { segment_blocks: 8, chunk_blocks: 4, region_blocks: 4 };
+    let config = SegmentConfig {
+        segment: SEGMENT,
+        volume: VolumeId(1),
+        index: 0,
+        epoch: Epoch(1),
+        primary: smt::ServerId(1),
+        members: Vec::new(),
+        joining: None,
+        transfer: None,
+        replicas: 1,
+        active: Epoch(0),
+        geometry,
+    };
+    let mut disk = Disk::default();
+    let meta = ReplicaMeta { config, joining: None };
+    disk.start(SEGMENT, 0, DeviceOp::Create { meta });
+    assert_eq!(disk.finish(SEGMENT, 0), Some(DeviceResult::Done));
+    disk
+}
+
+fn write(disk: &mut Disk, op: u64, block: u32, content: u64) {
+    let range = BlockRange::new(block, 1);
+    let data = Blocks([content].into_iter().collect());
+    disk.start(SEGMENT, op, DeviceOp::WriteData { range, data });
+    disk.finish(SEGMENT, op);
+}
+
+fn content(disk: &Disk, block: u32) -> u64 {
+    disk.files[&SEGMENT].data[at(block)].visible
+}
+
+#[test]
+fn a_sync_covers_only_what_was_written_before_it_started() {
+    for seed in 0..64 {
+        let mut disk = disk();
+        write(&mut disk, 1, 0, 10);
+        disk.start(SEGMENT, 2, DeviceOp::SyncData);
+        write(&mut disk, 3, 0, 11);
+        write(&mut disk, 4, 1, 12);
+        disk.finish(SEGMENT, 2);
+        disk.crash(true, &mut Rng::new(seed));
+        assert!([10, 11].contains(&content(&disk, 0)), "seed {seed}");
+        assert!([0, 12].contains(&content(&disk, 1)), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_power_cut_loses_some_of_what_was_not_synced_and_a_kill_none() {
+    let (mut lost, mut kept) = (0, 0);
+    for seed in 0..64 {
+        let mut killed = disk();
+        write(&mut killed, 1, 0, 10);
+        killed.crash(false, &mut Rng::new(seed));
+        assert_eq!(content(&killed, 0), 10);
+        killed.crash(true, &mut Rng::new(seed));
+        *(if content(&killed, 0) == 10 { &mut kept } else { &mut lost }) += 1;
+    }
+    assert!(lost > 8 && kept > 8, "{lost} lost, {kept} kept");
+}
+
+#[test]
+fn what_a_power_cut_leaves_is_among_the_outcomes_foreseen() {
+    let mut rng = Rng::new(3);
+    for _ in 0..2_000 {
+        let mut disk = disk();
+        for op in 1..rng.range(2, 12) {
+            match rng.below(3) {
+                0 => write(&mut disk, op, rng.range_u32(0, 1), op),
+                1 => {
+                    disk.start(SEGMENT, op, DeviceOp::SyncData);
+                    disk.finish(SEGMENT, op);
+                }
+                _ => {
+                    let block = rng.range_u32(0, 1);
+                    let entry = sum_of(content(&disk, block), SEGMENT, block);
+                    disk.table(SEGMENT).set(block, &[entry]);
+                }
+            }
+        }
+        let foreseen: Vec<Vec<u64>> = (0..2)
+            .map(|b| disk.files[&SEGMENT].outcomes(b).iter().map(|(c, _)| *c).collect())
+            .collect();
+        disk.crash(true, &mut rng);
+        for (block, outcomes) in (0..).zip(&foreseen) {
+            let left = disk.files[&SEGMENT].content(block);
+            assert!(outcomes.contains(&left), "block {block}: {left} not in {outcomes:?}");
+        }
+    }
+}
+
+#[test]
+fn damage_shows_to_readers_and_goes_with_the_next_write() {
+    let mut disk = disk();
+    let mut rng = Rng::new(1);
+    write(&mut disk, 1, 0, 10);
+    disk.table(SEGMENT).set(0, &[sum_of(10, SEGMENT, 0)]);
+    disk.start(SEGMENT, 2, DeviceOp::SyncData);
+    disk.finish(SEGMENT, 2);
+    let file = disk.files.get_mut(&SEGMENT).expect("it was created");
+    assert!(file.flip_bit(0, &mut rng));
+    assert!(!file.is_consistent(0) && file.is_damaged());
+    write(&mut disk, 3, 0, 10);
+    let file = &disk.files[&SEGMENT];
+    assert!(file.is_consistent(0) && !file.is_damaged());
+}
