@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 
 use sim::mutants::{MUTANTS, by_name};
 use sim::pinned::PINNED;
-use sim::range::{Summary, run_range};
+use sim::range::{Summary, catches, hunt, run_range};
 use sim::{STEPS, Task, run};
 
 /// Mutants that no seed has to catch, and why.
@@ -88,20 +88,14 @@ fn every_mutant_is_caught() {
     let mut wrong = Vec::new();
     for (name, seeds) in PINNED.iter().filter(|(_, seeds)| !seeds.is_empty()) {
         let mutant = by_name(name).unwrap_or_else(|| panic!("no mutant is called {name}"));
-        let catches = |seed| {
-            let is_caught = run(Task::of_seed(seed, Some(mutant))).violation.is_some();
-            is_caught && run(Task::of_seed(seed, None)).violation.is_none()
-        };
-        let missing: Vec<u64> = seeds.iter().copied().filter(|seed| !catches(*seed)).collect();
+        let caught = |seed: &u64| catches(&run(Task::of_seed(*seed, Some(mutant))), STEPS);
+        let missing: Vec<u64> = seeds.iter().copied().filter(|seed| !caught(seed)).collect();
         if missing.is_empty() {
             continue;
         }
         eprintln!("{name} is not caught by its seeds {missing:?}: cargo sim --pin");
-        if missing.len() == seeds.len() {
-            let broken = run_range(HUNTED, STEPS, Some(mutant), jobs()).broken;
-            if !broken.iter().any(|o| catches(o.seed)) {
-                wrong.push(format!("{name}: neither by {seeds:?} nor by any seed of {HUNTED:?}"));
-            }
+        if missing.len() == seeds.len() && hunt(mutant, HUNTED, STEPS, jobs(), 1).0.is_empty() {
+            wrong.push(format!("{name}: neither by {seeds:?} nor by any seed of {HUNTED:?}"));
         }
     }
     assert!(wrong.is_empty(), "not caught:\n{}", wrong.join("\n"));

@@ -69,13 +69,17 @@ impl<P: Payload> Replica<P> {
     /// A faulted replica takes no part, but it must know the epoch to be replaced at, and that it
     /// has been: then its file goes, and the server may be a joiner again.
     pub(super) fn learn_faulted(&mut self, cx: &mut Context<P>, config: &SegmentConfig) {
-        if config.epoch > self.config.epoch {
+        let is_newer = config.epoch > self.config.epoch;
+        if is_newer {
             self.proposed.clear();
         }
         self.config = config.clone();
+        // Within an epoch a Promote of us may still win (M8); a newer one that has us neither as
+        // member nor as joiner has refused it.
+        let may_join = !is_newer || config.joining.is_some_and(|j| j.target == cx.me);
         if config.is_member(cx.me) {
             self.hand_off(cx);
-        } else if !self.is_deleting() {
+        } else if !may_join && !self.is_deleting() {
             self.phase = Phase::Idle;
             self.remove_file(cx);
         }

@@ -11,14 +11,11 @@ use std::time::Instant;
 
 use clap::Parser;
 use sim::mutants::{MUTANTS, by_name, name_of};
-use sim::range::{Summary, run_range};
+use sim::range::{Summary, hunt, run_range};
 use sim::run::TAIL_LINES;
 use sim::world::Counts;
 use sim::{Outcome, STEPS, Task, run};
 use smt::Mutant;
-
-/// Seeds of one gulp of a hunt.
-const SEEDS_AT_ONCE: u64 = 250;
 
 /// Seeds pinned of each mutant.
 const PINNED_EACH: usize = 3;
@@ -76,7 +73,7 @@ fn main() -> ExitCode {
     let Args { seed, seeds, steps, mutant, trace, lines, jobs, hunt, mutants, pin } = Args::parse();
     let mut out = io::stdout().lock();
     if pin {
-        let pinned = print_pinned(&mut out, seeds.unwrap_or(1..5_001), steps, jobs);
+        let pinned = print_pinned(&mut out, seeds.unwrap_or(1..10_001), steps, jobs);
         return if pinned.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     }
     let done = match (seed, seeds, hunt, mutants) {
@@ -159,39 +156,6 @@ fn many(
     Ok(broken.is_empty())
 }
 
-/// Seeds of `seeds` that catch `mutant`, by more than being stuck, and are clean without it; the
-/// first `wanted` of them.
-fn catching(
-    mutant: Mutant,
-    seeds: &Range<u64>,
-    steps: u64,
-    jobs: usize,
-    wanted: usize,
-) -> (Vec<u64>, Summary) {
-    let mut found = Vec::new();
-    let mut all = Summary::default();
-    let mut from = seeds.start;
-    while from < seeds.end && found.len() < wanted {
-        let to = seeds.end.min(from + SEEDS_AT_ONCE);
-        let Summary { seeds: ran, counts, broken } = run_range(from..to, steps, Some(mutant), jobs);
-        for outcome in &broken {
-            let is_stuck = outcome.violation.as_ref().is_none_or(|v| v.invariant == "I6 liveness");
-            let clean = || {
-                let task = Task { steps, ..Task::of_seed(outcome.seed, None) };
-                run(task).violation.is_none()
-            };
-            if found.len() < wanted && !is_stuck && clean() {
-                found.push(outcome.seed);
-            }
-        }
-        all.seeds += ran;
-        all.counts.add(&counts);
-        all.broken.extend(broken);
-        from = to;
-    }
-    (found, all)
-}
-
 fn hunts(
     out: &mut impl Write,
     mutants: &[Mutant],
@@ -202,7 +166,7 @@ fn hunts(
     let mut all_caught = true;
     for &mutant in mutants {
         let (mut found, Summary { seeds: ran, broken, .. }) =
-            catching(mutant, &seeds, steps, jobs, usize::MAX);
+            hunt(mutant, seeds.clone(), steps, jobs, usize::MAX);
         found.truncate(8);
         let mut kinds: Vec<(&str, u64)> = Vec::new();
         for violation in broken.iter().filter_map(|o| o.violation.as_ref()) {
@@ -239,7 +203,7 @@ fn print_pinned(
     }
     writeln!(out, "pub const PINNED: &[(&str, &[u64])] = &[")?;
     for (name, mutant) in MUTANTS {
-        let (found, _) = catching(*mutant, &seeds, steps, jobs, PINNED_EACH);
+        let (found, _) = hunt(*mutant, seeds.clone(), steps, jobs, PINNED_EACH);
         writeln!(out, "    ({name:?}, &{found:?}),")?;
         out.flush()?;
     }
