@@ -138,6 +138,13 @@ impl Hands {
         self.tell(Event::Map { version, changed: vec![config], deleted: Vec::new() });
     }
 
+    /// The map says that the segment is no more.
+    pub fn delete(&mut self) {
+        self.version = self.version.next();
+        let (version, deleted) = (self.version, vec![SEGMENT]);
+        self.tell(Event::Map { version, changed: Vec::new(), deleted });
+    }
+
     pub fn link_up(&mut self, peer: u64) {
         self.tell(Event::LinkUp { peer: ServerId(peer), link: LinkId(1) });
     }
