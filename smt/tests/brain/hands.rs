@@ -151,7 +151,12 @@ impl Hands {
 
     /// A request of the primary, at the epoch the map has told of last.
     pub fn hear(&mut self, body: PeerBody<Blocks>) {
-        let message = PeerMessage { segment: SEGMENT, epoch: self.epoch, body };
+        self.hear_at(self.epoch, body);
+    }
+
+    /// A request of a primary at `epoch`.
+    pub fn hear_at(&mut self, epoch: Epoch, body: PeerBody<Blocks>) {
+        let message = PeerMessage { segment: SEGMENT, epoch, body };
         let message = ServerMessage::Segment(message);
         let (peer, incarnation, link) = (ServerId(1), Incarnation(1), LinkId(1));
         self.tell(Event::Request { peer, incarnation, link, message });
