@@ -21,7 +21,7 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("M7PromoteWithoutSync", &[1, 2, 4]),
     ("M8DropAfterPropose", &[3, 21, 27]),
     ("M9PromoteEarly", &[823, 982, 2332]),
-    ("F2NoReconcile", &[2, 3, 6]),
+    ("F2NoReconcile", &[3, 6, 9]),
     ("F3OwnSequence", &[]),
     ("F4ContinueEpoch", &[1, 2, 3]),
     ("C3NoSessionCheck", &[4, 19, 35]),
