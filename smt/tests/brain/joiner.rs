@@ -160,7 +160,6 @@ fn a_newer_epoch_asks_nothing_of_a_file_that_is_going() {
 /// A volume is deleted the moment it was made: its segments' files are still being made. What is
 /// asked of one behind its deletion fails, and the disk keeps its failed store for good.
 #[test]
-#[ignore = "open: on_created writes the header, and takes up a role, though the file is to go"]
 fn a_segment_deleted_while_its_file_is_being_made_asks_nothing_more_of_it() {
     let mut server = Hands::of(2);
     server.learn(config(1, &[1, 2]));
@@ -177,7 +176,6 @@ fn a_segment_deleted_while_its_file_is_being_made_asks_nothing_more_of_it() {
 /// one for news, and gives itself up as a member whose file is missing: until the segment's next
 /// change it can be no joiner of it.
 #[test]
-#[ignore = "open: a server that forgot a segment takes an epoch of before for news"]
 fn an_adopt_of_an_older_epoch_does_not_fault_a_server_that_forgot_the_segment() {
     let mut server = deleting();
     server.disk_works();
