@@ -94,10 +94,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            lease_ns: 2000 * MS,
-            lease_renew_ns: 400 * MS,
-            ack_timeout_ns: 2000 * MS,
-            suspect_ns: 2000 * MS,
+            // Failover after the death of a primary waits this out: 0.7 s leave 0.3 of the second
+            // it may take. Five renewals in it, so that a hiccup of half a second goes unnoticed.
+            lease_ns: 700 * MS,
+            lease_renew_ns: 140 * MS,
+            ack_timeout_ns: 1500 * MS,
+            suspect_ns: 1500 * MS,
             suspect_closed_ns: 200 * MS,
             propose_retry_ns: 1000 * MS,
             seal_timeout_ns: 500 * MS,
