@@ -18,6 +18,7 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("L3NoPromiseWait", &[57, 71, 85]),
     ("L4ForgetPromise", &[105, 696, 1056]),
     ("M3ReadEarly", &[1, 3, 9]),
+    ("M4WriteForgotten", &[]),
     ("M7PromoteWithoutSync", &[1, 2, 4]),
     ("M8DropAfterPropose", &[3, 21, 27]),
     ("M9PromoteEarly", &[823, 982, 2332]),
