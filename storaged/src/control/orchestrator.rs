@@ -52,8 +52,16 @@ pub struct Waits {
 pub struct Orders {
     /// Empty unless this server leads.
     own: Mutex<Vec<String>>,
-    /// The leader's answer, or why there is none, and when it was asked.
-    heard: tokio::sync::Mutex<Option<(Instant, u64, Result<Waits, String>)>>,
+    heard: tokio::sync::Mutex<Option<Heard>>,
+}
+
+/// What the leader answered.
+#[derive(Debug)]
+struct Heard {
+    leader: u64,
+    at: Instant,
+    /// Or why there is no answer.
+    waits: Result<Waits, String>,
 }
 
 impl Orders {
@@ -78,15 +86,15 @@ impl Control {
         }
         // Held while the leader is asked: who comes meanwhile takes the same answer.
         let mut heard = self.inner.orders.heard.lock().await;
-        if let Some((at, of, answer)) = &*heard
-            && *of == leader
-            && at.elapsed() < ANSWER_AGE_MAX
+        if let Some(known) = &*heard
+            && known.leader == leader
+            && known.at.elapsed() < ANSWER_AGE_MAX
         {
-            return answer.clone();
+            return known.waits.clone();
         }
-        let answer = self.ask_leader(leader).await;
-        *heard = Some((Instant::now(), leader, answer.clone()));
-        answer
+        let waits = self.ask_leader(leader).await;
+        *heard = Some(Heard { leader, at: Instant::now(), waits: waits.clone() });
+        waits
     }
 
     /// What this server's own orchestrator waits for; asks nobody.

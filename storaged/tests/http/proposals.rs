@@ -23,7 +23,7 @@ fn the_death_of_a_server_with_thousands_of_segments_is_worked_off_at_once() {
     // Server 1 has no room for them: they are all on 2 and 3.
     let began = Instant::now();
     cluster.create("vol0", SEGMENTS, 2);
-    println!("made, and {SEGMENTS} reports that a primary serves taken, in {:?}", began.elapsed());
+    eprintln!("made, and {SEGMENTS} reports that a primary serves taken, in {:?}", began.elapsed());
 
     let evictions: Vec<Command> = {
         let map = cluster.map.lock().expect("no one panics with it");
@@ -55,6 +55,6 @@ fn the_death_of_a_server_with_thousands_of_segments_is_worked_off_at_once() {
         map.segments_of(ServerId(2)).count() == 0
     });
     let took = began.elapsed();
-    println!("{SEGMENTS} segments left server 2 in {took:?}");
+    eprintln!("{SEGMENTS} segments left server 2 in {took:?}");
     assert!(took < AT_MOST, "{took:?}");
 }
