@@ -54,6 +54,8 @@ const QUIET: Duration = Duration::from_secs(10);
 const LAST_OPS_MAX: Duration = Duration::from_secs(60);
 const WHOLE_MAX: Duration = Duration::from_secs(60);
 const PROGRESS: Duration = Duration::from_secs(10);
+/// Exit code of a run that Ctrl-C ended.
+const STOPPED: u8 = 130;
 
 /// Kills, pauses and cuts real servers under load, and judges what the clients saw.
 #[derive(Parser, Debug)]
@@ -363,8 +365,11 @@ fn tell(args: &Args, room: &Room, history: &[Op], report: &Report) -> Result<Exi
         file.flush().with_context(|| format!("write {}", path.display()))?;
         fs::write(room.dir.join("report.json"), &json).context("keep the report")?;
     }
-    let stopped = if room.stop.is_set() { " (stopped early)" } else { "" };
-    let verdict = if report.is_good() { "sound" } else { "BROKEN" };
-    writeln!(out, "chaos: {verdict}{stopped}").context("print the verdict")?;
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let (verdict, code) = match (report.is_good(), room.stop.is_set()) {
+        (true, false) => ("sound", ExitCode::SUCCESS),
+        (true, true) => ("sound until it was stopped", ExitCode::from(STOPPED)),
+        (false, _) => ("BROKEN", ExitCode::FAILURE),
+    };
+    writeln!(out, "chaos: {verdict}").context("print the verdict")?;
+    Ok(code)
 }

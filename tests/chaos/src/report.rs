@@ -84,7 +84,8 @@ impl Report {
         (self.kills, self.pauses, self.cuts) = (*kills, *pauses, *cuts);
         self.deaths.clone_from(deaths);
         self.faults.clone_from(faults);
-        self.dark_seconds = dark.iter().map(|(from, to)| (*to - *from).as_secs_f64()).sum();
+        self.dark_seconds =
+            dark.iter().map(|(from, to)| *to - *from).sum::<Duration>().as_secs_f64();
 
         let took = |op: &Op| op.ended().map(|end| end.saturating_sub(op.began));
         let kinds = [Kind::Read, Kind::Write, Kind::Zero, Kind::Discard, Kind::Flush];
