@@ -346,6 +346,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stale_read_is_a_violation_of_its_block_alone() {
+        let clock = Clock::new();
+        let recorder = Recorder::new(0, &clock);
+        for number in 1..=2 {
+            recorder.begin(Kind::Write, 1, 6, 3, value(0, number));
+            recorder.done([].into());
+        }
+        recorder.begin(Kind::Read, 1, 6, 3, 0);
+        recorder.done([value(0, 2), value(0, 1), value(0, 2)].into());
+        let history = recorder.take();
+        let judgement = judge(&history, &by_block(&history));
+        assert_eq!(judgement.broken, [Place { volume: 1, block: 7 }]);
+        assert_eq!(judgement.violations.len(), 1, "{:?}", judgement.violations);
+    }
+
+    #[test]
     fn an_operation_that_failed_or_never_ended_is_told() {
         let clock = Clock::new();
         let recorder = Recorder::new(0, &clock);
