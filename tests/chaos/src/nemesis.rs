@@ -191,9 +191,30 @@ impl Nemesis {
         }
     }
 
+    /// Whether some server that runs hears a majority, itself included, and is heard by it.
+    fn has_majority(&self) -> bool {
+        let cuts: Vec<&Cut> = self
+            .due
+            .iter()
+            .flat_map(|(_, due)| match due {
+                Due::Heal { cuts, isolated: _ } => cuts.as_slice(),
+                Due::Restart(_) | Due::Continue(_) => &[],
+            })
+            .collect();
+        let is_cut = |a: u8, b: u8| cuts.contains(&&(End::Server(a), End::Server(b)));
+        let there: Vec<u8> = self
+            .servers
+            .ids()
+            .filter(|id| !self.servers.is_dead(*id) && !self.servers.is_stopped(*id))
+            .collect();
+        there.iter().any(|&a| {
+            let heard = there.iter().filter(|&&b| a == b || !is_cut(a, b) && !is_cut(b, a));
+            heard.count() * 2 > self.servers.ids().count()
+        })
+    }
+
     fn note_dark(&mut self, segments: &[Segment]) {
-        let there = self.servers.ids().filter(|id| !self.is_out(*id)).count();
-        let is_dark = there * 2 <= self.servers.ids().count() || !self.is_bearable(segments, &[]);
+        let is_dark = !self.has_majority() || !self.is_bearable(segments, &[]);
         let now = self.clock.now();
         match (is_dark, self.dark_since) {
             (true, None) => self.dark_since = Some(now),

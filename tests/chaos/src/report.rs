@@ -13,6 +13,8 @@ use crate::nemesis::{Deeds, Fault, FaultKind};
 const STALL_MIN: Duration = Duration::from_millis(20);
 /// A fault is charged with what was under way up to so long after it.
 const CHARGED: Duration = Duration::from_secs(1);
+/// A stall is told with the faults of its time, and with those so long before it.
+const MET_BEFORE: Duration = Duration::from_secs(8);
 
 /// Times in milliseconds.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -124,15 +126,21 @@ impl Report {
         self.longest_stalls = distinct(&stalls)
             .into_iter()
             .map(|(began, ended, op)| {
+                let met: Vec<String> = faults
+                    .iter()
+                    .filter(|fault| fault.at + MET_BEFORE > *began && fault.at < *ended)
+                    .map(|fault| format!("{:.2} s {}", fault.at.as_secs_f64(), fault.what))
+                    .collect();
                 format!(
-                    "{:.3} s from {:.3} s on: {} of volume {} blocks {}+{}{}",
+                    "{:.3} s from {:.3} s on: {} of volume {} blocks {}+{}{}; {}",
                     (*ended - *began).as_secs_f64(),
                     began.as_secs_f64(),
                     op.kind.word(),
                     op.volume,
                     op.first,
                     op.count,
-                    if is_lit(*began, *ended) { "" } else { " (dark)" }
+                    if is_lit(*began, *ended) { "" } else { " (dark)" },
+                    met.join(", ")
                 )
             })
             .collect();
