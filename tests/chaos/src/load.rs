@@ -24,8 +24,29 @@ const OP_BLOCKS_MAX: u32 = 8;
 /// The longest pause between two operations of a worker. It keeps the history of half an hour in
 /// memory and leaves the servers, on the same machine, some of the processor.
 const THINK_MAX_US: u64 = 6_000;
+/// Blocks of one stripe, which one attachment writes; two operations long, so that they overlap in
+/// many ways. Shifted by half, so that a stripe lies across each segment border.
+const STRIPE_BLOCKS: u32 = 2 * OP_BLOCKS_MAX;
 /// What one read of the last look covers.
 const SWEEP_BLOCKS: u32 = 64;
+
+/// Who writes a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writers {
+    /// One attachment; the others read it.
+    One,
+    /// Every attachment to its volume.
+    All,
+}
+
+/// How much of it there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub clients: usize,
+    /// Operations each attachment has under way.
+    pub workers: usize,
+    pub writers: Writers,
+}
 
 /// A volume of the run.
 #[derive(Clone, Debug)]
@@ -64,13 +85,31 @@ fn open(urls: &[String], name: &str) -> Result<Volume> {
     Volume::open(&cluster, name).wait().with_context(|| format!("open volume {name}"))
 }
 
+fn small(count: usize) -> u32 {
+    u32::try_from(count).expect("few clients")
+}
+
+/// A range moved, and cut if it must be, so that it lies in one of the stripes of the client whose
+/// turn is `turn` among `of`, and in a volume of `blocks`.
+fn in_own_stripe(first: u32, count: u32, (turn, of): (u32, u32), blocks: u32) -> (u32, u32) {
+    let half = STRIPE_BLOCKS / 2;
+    let stripe = (first + half) / STRIPE_BLOCKS;
+    let own = stripe / of * of + turn;
+    let last = (blocks + half).div_ceil(STRIPE_BLOCKS) - 1;
+    let own = if own > last { own - of } else { own };
+    let end = (own * STRIPE_BLOCKS + half).min(blocks);
+    let within = (first + half) % STRIPE_BLOCKS;
+    let first = (own * STRIPE_BLOCKS + within).saturating_sub(half).min(end - 1);
+    (first, count.min(end - first))
+}
+
 fn bytes(blocks: u32) -> u64 {
     u64::from(blocks) * u64::try_from(BLOCK).expect("a block is small")
 }
 
 impl Load {
-    /// Opens `clients` attachments, by turns to one volume and the other, and lets `workers`
-    /// threads work through each.
+    /// Opens the attachments, by turns to one volume and the other, and lets threads work through
+    /// each.
     ///
     /// # Errors
     /// A volume could not be opened.
@@ -78,10 +117,10 @@ impl Load {
         clock: &Arc<Clock>,
         urls: &[String],
         targets: &[Target],
-        clients: usize,
-        workers: usize,
+        shape: Shape,
         rng: &mut Rng,
     ) -> Result<Load> {
+        let Shape { clients, workers, writers } = shape;
         let mut load = Load {
             clock: Arc::clone(clock),
             targets: targets.to_vec(),
@@ -94,11 +133,23 @@ impl Load {
             load.clients.push((at, open(urls, &targets[at].name)?));
         }
         for client in 0..clients {
+            // Which of those at its volume it is, and how many they are.
+            let turn = client / targets.len();
+            let fellows = (client % targets.len()..clients).step_by(targets.len()).count();
+            let stripes = match writers {
+                Writers::One => Some((small(turn), small(fellows))),
+                Writers::All => None,
+            };
             for _ in 0..workers {
                 let (at, volume) = load.clients[client].clone();
                 let recorder = Recorder::new(load.workers.len(), clock);
-                let hands =
-                    Hands { recorder: recorder.clone(), volume, at, target: targets[at].clone() };
+                let hands = Hands {
+                    recorder: recorder.clone(),
+                    volume,
+                    at,
+                    target: targets[at].clone(),
+                    stripes,
+                };
                 let (mut rng, stop) = (rng.fork(), Arc::clone(&load.stop));
                 let thread = std::thread::spawn(move || hands.work(&mut rng, &stop));
                 load.workers.push(Worker { recorder, thread });
@@ -149,7 +200,8 @@ impl Load {
             for volume in [volumes, vec![open(urls, &target.name)?]].concat() {
                 let recorder = Recorder::new(self.workers.len(), &self.clock);
                 let target = target.clone();
-                let hands = Hands { recorder: recorder.clone(), volume, at, target };
+                let stripes = None;
+                let hands = Hands { recorder: recorder.clone(), volume, at, target, stripes };
                 let thread = std::thread::spawn(move || hands.sweep());
                 self.workers.push(Worker { recorder, thread });
             }
@@ -183,6 +235,8 @@ struct Hands {
     /// Which volume, in the history.
     at: usize,
     target: Target,
+    /// Its turn and how many there are, if it writes in its own stripes alone.
+    stripes: Option<(u32, u32)>,
 }
 
 impl Hands {
@@ -192,7 +246,14 @@ impl Hands {
             let count = rng.range_u32(1, OP_BLOCKS_MAX);
             let first = self.first(rng, count);
             number += 1;
-            match rng.below(100) {
+            let kind = rng.below(100);
+            let (first, count) = match self.stripes {
+                Some(stripes) if kind >= 48 => {
+                    in_own_stripe(first, count, stripes, self.target.blocks)
+                }
+                Some(_) | None => (first, count),
+            };
+            match kind {
                 0..48 => self.read(first, count),
                 48..90 => self.write(first, count, block::value(self.recorder.worker, number)),
                 90..94 => self.zero(Kind::Zero, first, count),
@@ -269,6 +330,34 @@ impl Hands {
         match result {
             Ok(()) => self.recorder.done([].into()),
             Err(error) => self.recorder.failed(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_block_is_written_by_two_and_every_block_by_one() {
+        for (blocks, of) in [(8192, 2), (100, 3), (64, 1)] {
+            let mut writer = vec![None; usize::try_from(blocks).expect("few")];
+            let mut crossed = false;
+            for turn in 0..of {
+                for first in 0..blocks {
+                    for count in 1..=OP_BLOCKS_MAX.min(blocks - first) {
+                        let (at, len) = in_own_stripe(first, count, (turn, of), blocks);
+                        assert!(len > 0 && len <= count && at + len <= blocks);
+                        crossed |= at < 2048 && at + len > 2048;
+                        for block in at..at + len {
+                            let block = usize::try_from(block).expect("few");
+                            assert_eq!(*writer[block].get_or_insert(turn), turn, "block {block}");
+                        }
+                    }
+                }
+            }
+            assert!(writer.iter().all(Option::is_some), "{blocks} blocks of {of} clients");
+            assert_eq!(crossed, blocks > 2048, "some writes lie across a segment border");
         }
     }
 }

@@ -33,7 +33,7 @@ use sim::rng::Rng;
 
 use api::Api;
 use history::{Clock, Op};
-use load::{Load, Target};
+use load::{Load, Shape, Target, Writers};
 use moves::Moves;
 use nemesis::{Nemesis, TURN};
 use network::Network;
@@ -75,6 +75,10 @@ struct Args {
     /// Operations each attachment has under way.
     #[arg(long, default_value_t = 3)]
     workers: usize,
+    /// Let several attachments write the same blocks, which nothing makes safe yet: a write that
+    /// one of them sends again may undo a later one of another.
+    #[arg(long)]
+    shared_writers: bool,
     /// Write the report here, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -147,8 +151,9 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
     let clock = Clock::new();
     let mut nemesis = Nemesis::new(&clock, rng.fork(), api.clone(), servers);
     let targets = form(&mut nemesis, &api, args.servers, room)?;
-    let mut load =
-        Load::start(&clock, &urls, &targets, args.clients, args.workers, &mut rng.fork())?;
+    let writers = if args.shared_writers { Writers::All } else { Writers::One };
+    let shape = Shape { clients: args.clients, workers: args.workers, writers };
+    let mut load = Load::start(&clock, &urls, &targets, shape, &mut rng.fork())?;
     let mut chaos = Chaos { room, api, nemesis: &mut nemesis, load: &mut load };
     chaos.turn_for(CALM, false)?;
 
@@ -165,6 +170,7 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
         seed: args.seed,
         servers: args.servers,
         seconds,
+        shared_writers: args.shared_writers,
         without_partitions: room.without_networks.clone(),
         moves_ordered: moves.ordered.load(Ordering::Relaxed),
         moves_refused: moves.refused.load(Ordering::Relaxed),

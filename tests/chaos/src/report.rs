@@ -48,6 +48,8 @@ pub struct Report {
     pub seed: u64,
     pub servers: u8,
     pub seconds: u64,
+    /// Whether several attachments wrote the same blocks.
+    pub shared_writers: bool,
     /// Why there were no partitions, if there were none.
     pub without_partitions: Option<String>,
     pub ops: usize,
