@@ -35,7 +35,7 @@ use api::Api;
 use history::{Clock, Op};
 use load::{Load, Shape, Target, Writers};
 use moves::Moves;
-use nemesis::{Nemesis, TURN};
+use nemesis::{Nemesis, Only, TURN};
 use network::Network;
 use report::Report;
 use room::Room;
@@ -79,6 +79,9 @@ struct Args {
     /// one of them sends again may undo a later one of another.
     #[arg(long)]
     shared_writers: bool,
+    /// Faults of this kind alone, to see what each of them costs.
+    #[arg(long, value_enum)]
+    only: Option<Only>,
     /// Write the report here, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -138,6 +141,7 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
     log_clients(room)?;
     let network = match &room.without_networks {
         None => Network::lay(args.servers)?,
+        Some(why) if args.only == Some(Only::Cut) => bail!("nothing to do without cuts: {why}"),
         Some(why) => {
             eprintln!("chaos: no partitions in this run: {why}");
             Network::loopback(args.servers)?
@@ -149,7 +153,7 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
     let mut rng = Rng::new(args.seed);
     let servers = Servers::start(&program, &room.dir, args.servers, network)?;
     let clock = Clock::new();
-    let mut nemesis = Nemesis::new(&clock, rng.fork(), api.clone(), servers);
+    let mut nemesis = Nemesis::new(&clock, rng.fork(), args.only, api.clone(), servers);
     let targets = form(&mut nemesis, &api, args.servers, room)?;
     let writers = if args.shared_writers { Writers::All } else { Writers::One };
     let shape = Shape { clients: args.clients, workers: args.workers, writers };

@@ -32,6 +32,9 @@ const CUTS_MAX: usize = 2;
 /// A dead server comes back: at once, after a moment, or when the planner has given it up
 /// (`rebuild_after_ms` of its policy, 15 s).
 const AWAY_MS: [(u64, u64); 3] = [(10, 300), (500, 5_000), (16_000, 20_000)];
+/// Of a hundred faults, so many are kills, and up to so many kills or pauses; the others are cuts.
+const KILLS: u64 = 62;
+const PAUSES: u64 = 80;
 /// A server that ended by itself comes back as `petrel dev` would bring it.
 const REVIVAL: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,14 @@ pub enum FaultKind {
     CutBothWays,
     Isolate,
     CutFromClient,
+}
+
+/// A kind of faults that a run can be confined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    Kill,
+    Pause,
+    Cut,
 }
 
 /// A fault as it was made.
@@ -84,6 +95,7 @@ pub struct Deeds {
 pub struct Nemesis {
     clock: Arc<Clock>,
     rng: Rng,
+    only: Option<Only>,
     api: Api,
     pub servers: Servers,
     due: Vec<(Duration, Due)>,
@@ -95,10 +107,17 @@ pub struct Nemesis {
 }
 
 impl Nemesis {
-    pub fn new(clock: &Arc<Clock>, rng: Rng, api: Api, servers: Servers) -> Nemesis {
+    pub fn new(
+        clock: &Arc<Clock>,
+        rng: Rng,
+        only: Option<Only>,
+        api: Api,
+        servers: Servers,
+    ) -> Nemesis {
         Nemesis {
             clock: Arc::clone(clock),
             rng,
+            only,
             api,
             servers,
             due: Vec::new(),
@@ -238,14 +257,20 @@ impl Nemesis {
         if answered == 0 || segments.is_empty() {
             return Ok(false);
         }
-        let struck = match self.rng.below(100) {
+        let lot = match self.only {
+            None => self.rng.below(100),
+            Some(Only::Kill) => self.rng.below(KILLS),
+            Some(Only::Pause) => self.rng.range(KILLS, PAUSES - 1),
+            Some(Only::Cut) => PAUSES,
+        };
+        let struck = match lot {
             0..52 => self.kill(&segments, None),
             52..60 => {
                 let leader = self.api.leader(|id| !self.is_out(id));
                 self.kill(&segments, leader)
             }
-            60..62 => self.kill_all(),
-            62..80 => self.pause(&segments),
+            60..KILLS => self.kill_all(),
+            KILLS..PAUSES => self.pause(&segments),
             _ => self.cut(&segments)?,
         };
         if struck {
