@@ -259,11 +259,11 @@ impl Chaos<'_> {
         if let Err(error) = self.load.read_everything(urls, LAST_OPS_MAX) {
             report.violations.push(format!("{error:#}"));
         }
-        report.moves_done = self.moves_done();
+        report.migrations_done = self.migrations_done();
         Ok(())
     }
 
-    fn moves_done(&self) -> Option<usize> {
+    fn migrations_done(&self) -> Option<usize> {
         let listed =
             self.nemesis.servers.ids().find_map(|id| self.api.ask(id, "/v1/migrations").ok())?;
         let is_done = |m: &&serde_json::Value| m["state"] == "done";

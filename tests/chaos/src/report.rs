@@ -58,7 +58,8 @@ pub struct Report {
     pub cuts: usize,
     pub moves_ordered: usize,
     pub moves_refused: usize,
-    pub moves_done: Option<usize>,
+    /// Migrations that ended well, the planner's rebuilds included.
+    pub migrations_done: Option<usize>,
     pub blocks: usize,
     pub block_ops: usize,
     pub undecided_blocks: usize,
@@ -169,9 +170,9 @@ impl Report {
         }
         line("operations", format!("{} on {} blocks", self.ops, self.blocks));
         line("kills, pauses, cuts", format!("{}, {}, {}", self.kills, self.pauses, self.cuts));
-        let done = self.moves_done.map_or_else(|| "?".to_owned(), |done| done.to_string());
+        let done = self.migrations_done.map_or_else(|| "?".to_owned(), |done| done.to_string());
         let (ordered, refused) = (self.moves_ordered, self.moves_refused);
-        line("moves", format!("{ordered} ordered, {refused} refused, {done} done"));
+        line("moves", format!("{ordered} ordered, {refused} refused; {done} migrations done"));
         line("dark", format!("{:.1} s", self.dark_seconds));
         let whole = self.whole_again_seconds.map(|s| format!("{s:.1} s after the quiet"));
         line("whole again", whole.unwrap_or_else(|| "NEVER".to_owned()));
