@@ -25,6 +25,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("petrel", &["client-lib"]),
     // The simulator runs the brain, and nothing else of ours.
     ("sim", &["smt"]),
+    // Chaos asks real servers what an application would, and judges as the simulator does.
+    ("chaos", &["client-lib", "sim"]),
 ];
 
 /// Arrows of tests, which ship nothing.

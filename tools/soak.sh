@@ -5,6 +5,7 @@
 # SEEDS         how many seeds of the unmutated brain (default 20000)
 # MUTANT_SEEDS  the range searched for each mutant (default 1..1001)
 # ROUNDS        how often the tests of processes run (default 3)
+# CHAOS_MINUTES how long faults happen in each of the two long runs of chaos (default 30)
 # MOVES, FIO_SZ, LIMIT are handed to the tests that know them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,6 +36,11 @@ cargo build --package sim
 
 step "simulator" cargo sim --seeds "0..${SEEDS:-20000}" --jobs "$jobs"
 step "mutants" cargo sim --mutants --seeds "${MUTANT_SEEDS:-1..1001}" --jobs "$jobs"
+for servers in 3 5; do
+    step "chaos, $servers servers" cargo chaos --minutes "${CHAOS_MINUTES:-30}" --servers "$servers" --seed "$RANDOM"
+done
+# The scripts' own run of chaos stays as short as it is in `make test`.
+unset CHAOS_MINUTES
 for round in $(seq "${ROUNDS:-3}"); do
     for script in tests/nbd/*.test.sh tests/processes/*.test.sh; do
         step "$script, round $round" bash "$script"
