@@ -191,6 +191,7 @@ pub struct Migration {
     pub bytes_total: u64,
     #[serde(deserialize_with = "or_default")]
     pub bytes_copied: u64,
+    pub bytes_reused: u64,
     pub digest: Option<String>,
     #[serde(deserialize_with = "or_default")]
     pub verified: bool,
@@ -212,13 +213,17 @@ impl Migration {
         format!("{}/{}", self.volume, self.index)
     }
 
+    /// Bytes that are on the target, sent there or found there.
+    pub fn bytes_there(&self) -> u64 {
+        self.bytes_copied.saturating_add(self.bytes_reused).min(self.bytes_total)
+    }
+
     /// Share copied, 0–100; what is done is whole even if it was told no byte counts.
     pub fn percent(&self) -> u64 {
         if self.state == "done" {
             return 100;
         }
-        let copied = self.bytes_copied.min(self.bytes_total);
-        copied.saturating_mul(100).checked_div(self.bytes_total).unwrap_or(0)
+        self.bytes_there().saturating_mul(100).checked_div(self.bytes_total).unwrap_or(0)
     }
 }
 

@@ -119,7 +119,7 @@ pub fn segments_bar(total: u64) -> ProgressBar {
 pub fn show_on(bar: &ProgressBar, record: &Migration) {
     bar.set_prefix(format!("{:<12}", record.segment()));
     bar.set_length(record.bytes_total);
-    bar.set_position(record.bytes_copied.min(record.bytes_total));
+    bar.set_position(record.bytes_there());
     bar.set_message(record.state.clone());
 }
 

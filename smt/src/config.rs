@@ -146,6 +146,8 @@ pub enum Mutant {
     R1ReadUncommitted,
     /// L4: a restarted server forgets that it may have promised.
     L4ForgetPromise,
+    /// M2: an old copy is taken for equal, unseen.
+    M2OldCopyTrusted,
     /// M3: a chunk is read earlier than its place in the stream.
     M3ReadEarly,
     /// M4: a write that is not forwarded, for the joiner owes too much, does not take its chunk back.

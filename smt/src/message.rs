@@ -128,8 +128,10 @@ pub enum PeerBody<P> {
         migration: MigrationId,
         config: SegmentConfig,
     },
+    /// `digests` are of the chunks of an old copy, by its table; none when there is no old copy.
     JoinAck {
         session: CopySession,
+        digests: Vec<u128>,
     },
     /// `sums` has ZERO_SUM for blocks without data, whose place in `data` is zeroes; `data` is
     /// none when the whole chunk is.

@@ -121,8 +121,12 @@ fn summary(record: &Migration) -> String {
         (None, true) => "verified before cut-over".to_owned(),
         (Some(_) | None, false) => "not verified".to_owned(),
     };
+    let reused = match record.bytes_reused {
+        0 => String::new(),
+        bytes => format!(" and {} found there", display_bytes(bytes)),
+    };
     format!(
-        "{} moved from server {} to server {}: {} copied, {verified}, writers paused {} µs",
+        "{} moved from server {} to server {}: {} copied{reused}, {verified}, writers paused {} µs",
         record.segment(),
         or_dash(record.from.as_ref()),
         or_dash(record.to.as_ref()),

@@ -207,6 +207,7 @@ fn a_segment_moves_once_at_a_time_and_a_move_can_be_called_off() {
             "state",
             "bytes_total",
             "bytes_copied",
+            "bytes_reused",
             "bytes_forwarded",
             "chunks_retried",
             "digest",

@@ -178,6 +178,8 @@ impl MigrationState {
 pub struct CopyProgress {
     pub bytes_total: u64,
     pub bytes_copied: u64,
+    /// Bytes of an old copy on the target that were verified and did not have to be sent.
+    pub bytes_reused: u64,
     pub bytes_forwarded: u64,
     pub chunks_retried: u32,
 }

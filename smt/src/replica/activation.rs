@@ -355,6 +355,7 @@ impl<P: Payload> Replica<P> {
             StoreResult::Done
             | StoreResult::BadBlocks { .. }
             | StoreResult::Checks { .. }
+            | StoreResult::Sums { .. }
             | StoreResult::Failed { .. }
             | StoreResult::NoSpace => self.activate(cx),
         }

@@ -131,6 +131,7 @@ impl<P: Payload> Replica<P> {
             }
             StoreResult::Done
             | StoreResult::Checks { .. }
+            | StoreResult::Sums { .. }
             | StoreResult::Failed { .. }
             | StoreResult::NoSpace => None,
         };

@@ -6,8 +6,10 @@
 //! and matched, and nothing from before its stream is still uncommitted (M6, M7, M9). Once
 //! Promote is proposed, only the map can end that (M8).
 //!
-//! Leaves to others: when to migrate and where to (`migrator`). Reuse of an old copy (M2) has its
-//! place in [`Replica::on_join_ack`].
+//! A chunk of which the joiner has an equal old copy, by the digest of its table, is not sent but
+//! only read back there (M2).
+//!
+//! Leaves to others: when to migrate and where to (`migrator`).
 
 use std::collections::BTreeMap;
 
@@ -46,9 +48,19 @@ enum Chunk {
 /// A place of the stream that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
-    Chunk { chunk: u32, round: u32 },
-    Forward { blocks: u32 },
-    Verify { chunk: u32, round: u32 },
+    Chunk {
+        chunk: u32,
+        round: u32,
+    },
+    Forward {
+        blocks: u32,
+    },
+    /// `reused`: nothing was sent for it, and its place in the window is still taken.
+    Verify {
+        chunk: u32,
+        round: u32,
+        reused: bool,
+    },
     Root,
 }
 
@@ -62,6 +74,8 @@ pub(super) struct Copying<P> {
     attempts: Vec<u32>,
     /// How often each chunk was taken back (M4): answers about an earlier copy count for nothing.
     rounds: Vec<u32>,
+    /// Digests of the joiner's old copy, as far as they may still be believed.
+    old: Vec<Option<u128>>,
     /// Where to look for the next chunk to copy.
     cursor: usize,
     unverified: usize,
@@ -189,6 +203,7 @@ impl<P: Payload> Replica<P> {
             chunks: vec![Chunk::Todo; chunks],
             attempts: vec![0; chunks],
             rounds: vec![0; chunks],
+            old: vec![None; chunks],
             cursor: 0,
             unverified: chunks,
             expected: vec![ZERO_SUM; index(self.geometry.segment_blocks)],
@@ -222,6 +237,7 @@ impl<P: Payload> Replica<P> {
         cx: &mut Context<P>,
         peer: ServerId,
         session: CopySession,
+        digests: Vec<u128>,
     ) {
         let now = cx.now;
         let Some(copy) = self.copying_with(peer, session) else {
@@ -229,6 +245,9 @@ impl<P: Payload> Replica<P> {
         };
         if copy.stage != Stage::Begun {
             return;
+        }
+        for (known, digest) in copy.old.iter_mut().zip(digests) {
+            *known = Some(digest);
         }
         copy.stage = Stage::Copying;
         copy.heard = now;
@@ -330,11 +349,24 @@ impl<P: Payload> Replica<P> {
             }
             StoreResult::Done
             | StoreResult::Checks { .. }
+            | StoreResult::Sums { .. }
             | StoreResult::Failed { .. }
             | StoreResult::NoSpace => return,
         };
-        let all_zero = sums.iter().all(|s| *s == ZERO_SUM);
         copy.expect(range.first, sums.iter().copied());
+        let old = copy.old[index(chunk)];
+        let trusted = old.is_some() && !cx.settings.holds(Mutant::M2OldCopyTrusted);
+        if trusted || old == Some(chunk_digest(&sums)) {
+            copy.chunks[index(chunk)] = Chunk::Verifying;
+            copy.progress.bytes_reused += range.bytes();
+            let behind = copy.behind.remove(&chunk).unwrap_or_default();
+            self.send_verify(cx, session, chunk, true);
+            for record in behind {
+                self.forward_piece(cx, record);
+            }
+            return;
+        }
+        let all_zero = sums.iter().all(|s| *s == ZERO_SUM);
         copy.chunks[index(chunk)] = Chunk::Sent;
         copy.progress.bytes_copied += range.bytes();
         let round = copy.rounds[index(chunk)];
@@ -472,7 +504,7 @@ impl<P: Payload> Replica<P> {
                 copy.copies_open -= 1;
                 if copy.rounds[index(chunk)] == round {
                     copy.chunks[index(chunk)] = Chunk::Verifying;
-                    self.send_verify(cx, session, chunk);
+                    self.send_verify(cx, session, chunk, false);
                 }
                 self.copy_more(cx);
             }
@@ -481,14 +513,14 @@ impl<P: Payload> Replica<P> {
     }
 
     /// M6: the joiner is to read the chunk back, and to compare.
-    fn send_verify(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32) {
+    fn send_verify(&mut self, cx: &mut Context<P>, session: CopySession, chunk: u32, reused: bool) {
         let range = self.chunk_range(chunk);
         let Some(copy) = self.copying(session) else {
             return;
         };
         let digest = chunk_digest(&copy.expected[index(range.first)..index(range.end())]);
         let round = copy.rounds[index(chunk)];
-        let place = copy.next_place(Some(Place::Verify { chunk, round }));
+        let place = copy.next_place(Some(Place::Verify { chunk, round, reused }));
         let target = copy.target;
         let message = self.message(PeerBody::Verify { session, place, chunk, digest });
         cx.send(target, message);
@@ -504,12 +536,18 @@ impl<P: Payload> Replica<P> {
     ) {
         let now = cx.now;
         let limit = cx.settings.chunk_attempts_max;
+        let copy_bytes = u64::from(self.geometry.chunk_blocks) * BLOCK_BYTES;
         let Some(copy) = self.copying_with(peer, session) else {
             return;
         };
         copy.heard = now;
-        match copy.open.remove(&place) {
-            Some(Place::Verify { chunk, round }) if copy.rounds[index(chunk)] != round => {
+        let answered = copy.open.remove(&place);
+        if let Some(Place::Verify { reused: true, .. }) = answered {
+            copy.copies_open -= 1;
+        }
+        let matched = matched || !cx.settings.holds(Mutant::M2OldCopyTrusted);
+        match answered {
+            Some(Place::Verify { chunk, round, .. }) if copy.rounds[index(chunk)] != round => {
                 self.copy_more(cx);
             }
             Some(Place::Verify { chunk, .. }) if matched => {
@@ -521,7 +559,16 @@ impl<P: Payload> Replica<P> {
                 }
                 if all {
                     self.send_root(cx, session);
+                } else {
+                    self.copy_more(cx);
                 }
+            }
+            Some(Place::Verify { chunk, reused: true, .. }) => {
+                // What its table says is not on its disk: it is sent after all.
+                copy.old[index(chunk)] = None;
+                copy.progress.bytes_reused -= copy_bytes;
+                copy.chunks[index(chunk)] = Chunk::Todo;
+                self.copy_more(cx);
             }
             Some(Place::Verify { chunk, .. }) => {
                 copy.attempts[index(chunk)] += 1;

@@ -106,7 +106,9 @@ impl<P: Payload> Replica<P> {
             PeerBody::FixAck { id, ok } => self.on_fix_ack(cx, peer, id, ok),
             PeerBody::StartAck { round } => self.on_start_ack(cx, peer, round),
             PeerBody::ReplicateAck { seq } => self.on_record_ack(cx, peer, seq),
-            PeerBody::JoinAck { session } => self.on_join_ack(cx, peer, session),
+            PeerBody::JoinAck { session, digests } => {
+                self.on_join_ack(cx, peer, session, digests);
+            }
             PeerBody::PlaceAck { session, place } => self.on_place_ack(cx, peer, session, place),
             PeerBody::VerifyAck { session, place, matched } => {
                 self.on_verify_ack(cx, peer, session, place, matched);
@@ -151,6 +153,15 @@ impl<P: Payload> Replica<P> {
         match pending {
             Pending::Create => self.on_created(cx, result),
             Pending::Meta(epoch) => self.on_meta_durable(cx, epoch),
+            Pending::JoinMark(epoch) => {
+                self.on_meta_durable(cx, epoch);
+                self.read_old_table(cx);
+            }
+            Pending::JoinSums => {
+                if let StoreResult::Sums { sums } = result {
+                    self.joiner_ready(cx, sums);
+                }
+            }
             Pending::Delete => self.on_deleted(cx),
             Pending::OwnRecord(seq) => self.on_own_record(cx, seq),
             Pending::BackupRecord { stream, seq } => self.on_backup_record(cx, stream, seq),
@@ -208,7 +219,7 @@ impl<P: Payload> Replica<P> {
         if let Phase::Joiner(_) = self.phase {
             // The mark is durable; the epoch may have moved on while the file was made.
             self.set_meta(cx);
-            self.joiner_ready(cx);
+            self.joiner_ready(cx, Vec::new());
             return;
         }
         // The config may have moved on while the file was made.
@@ -232,7 +243,7 @@ impl<P: Payload> Replica<P> {
         match &self.phase {
             Phase::Activating(_) => self.advance_activation(cx),
             Phase::Backup(_) => self.answer_adopt(cx),
-            Phase::Joiner(_) => self.empty_file(cx),
+            Phase::Joiner(_) => self.prepare_file(cx),
             Phase::Idle | Phase::Primary(_) | Phase::Faulted => {}
         }
     }

@@ -1,7 +1,8 @@
 //! Joiner: a replica being filled (M1–M7). It serves nothing and cannot be elected.
 //!
 //! Invariant: everything of its session is taken in the order of the stream, without a gap, and
-//! answered when durable. What it had on disk before counts for nothing (F5).
+//! answered when durable. What it had on disk before counts for nothing (F5), but that its primary
+//! need not send a chunk of it again which reads back as it should (M2, M6).
 
 use super::backup::{Backup, Stream};
 use super::*;
@@ -13,7 +14,7 @@ pub(super) struct Joiner {
     caller: Caller,
     session: CopySession,
     migration: MigrationId,
-    /// The file is emptied and marked; before that nothing is taken.
+    /// The file is marked, and empty unless an old one was kept; before that nothing is taken.
     ready: bool,
     /// The last place taken.
     place: u64,
@@ -85,7 +86,7 @@ impl<P: Payload> Replica<P> {
             stream: None,
             sync_owed: false,
         }));
-        self.empty_file(cx);
+        self.prepare_file(cx);
     }
 
     /// The map has caught up with a primary that was quicker.
@@ -97,38 +98,61 @@ impl<P: Payload> Replica<P> {
         }
     }
 
-    /// Starts from nothing, once no write of an older session is under way.
-    pub(super) fn empty_file(&mut self, cx: &mut Context<P>) {
+    /// Makes a file, or marks the one there is, once no write of an older session is under way.
+    pub(super) fn prepare_file(&mut self, cx: &mut Context<P>) {
         let Phase::Joiner(joiner) = &self.phase else {
             return;
         };
-        let making = self.pending.values().any(|p| matches!(p, Pending::Create));
-        if joiner.ready || self.writes_pending > 0 || making {
+        let preparing = self
+            .pending
+            .values()
+            .any(|p| matches!(p, Pending::Create | Pending::JoinMark(_) | Pending::JoinSums));
+        if joiner.ready || self.writes_pending > 0 || preparing {
             return;
         }
         self.joining = Some(joiner.migration);
-        self.in_doubt.clear();
         self.tail.clear();
         self.last_seq = Seq(0);
         self.commit = Seq(0);
         let meta = ReplicaMeta { config: self.config.clone(), joining: self.joining };
         self.creating_for = Some(joiner.session);
-        self.store(cx, StoreRequest::Create { meta }, Pending::Create);
+        if self.created {
+            // What was in doubt in it stays so, until every chunk was read back.
+            let pending = Pending::JoinMark(self.config.epoch);
+            self.store(cx, StoreRequest::SetMeta { meta }, pending);
+        } else {
+            self.in_doubt.clear();
+            self.store(cx, StoreRequest::Create { meta }, Pending::Create);
+        }
     }
 
-    pub(super) fn joiner_ready(&mut self, cx: &mut Context<P>) {
+    /// M2: the mark is durable; what does the old copy hold, by its table?
+    pub(super) fn read_old_table(&mut self, cx: &mut Context<P>) {
+        if let Phase::Joiner(_) = self.phase {
+            let range = BlockRange::new(0, self.geometry.segment_blocks);
+            self.store(cx, StoreRequest::Sums { range }, Pending::JoinSums);
+        }
+    }
+
+    /// The file is ready; `sums` is the table of an old copy, if there was one.
+    pub(super) fn joiner_ready(&mut self, cx: &mut Context<P>, sums: Vec<u64>) {
         let made_for = self.creating_for.take();
+        let per_chunk = index(self.geometry.chunk_blocks);
         let Phase::Joiner(joiner) = &mut self.phase else {
             return;
         };
         if made_for != Some(joiner.session) {
-            // A newer session came while the file was emptied for an older one.
-            self.empty_file(cx);
+            // A newer session came while the file was made ready for an older one.
+            self.prepare_file(cx);
             return;
+        }
+        let digests = sums.chunks(per_chunk).map(chunk_digest).collect();
+        if !sums.is_empty() {
+            joiner.expected = sums;
         }
         joiner.ready = true;
         let (caller, session) = (joiner.caller, joiner.session);
-        self.respond(cx, caller, PeerBody::JoinAck { session });
+        self.respond(cx, caller, PeerBody::JoinAck { session, digests });
     }
 
     pub(super) fn joiner_refuses(&mut self, cx: &mut Context<P>, reason: &str) {
@@ -317,6 +341,8 @@ impl<P: Payload> Replica<P> {
         self.last_seq = Seq(next_seq.0.saturating_sub(1));
         self.commit = commit.min(self.last_seq);
         self.tail.clear();
+        // Every chunk was read back, and matched.
+        self.in_doubt.clear();
         self.answer_sync_start(cx);
     }
 

@@ -88,6 +88,10 @@ pub(crate) struct Caller {
 enum Pending {
     Create,
     Meta(Epoch),
+    /// The joining mark on a file that is kept.
+    JoinMark(Epoch),
+    /// The table of a file that is kept.
+    JoinSums,
     Delete,
     /// A record of ours as primary.
     OwnRecord(Seq),
@@ -150,6 +154,8 @@ impl Pending {
             | Self::Place { .. } => true,
             Self::Create
             | Self::Meta(_)
+            | Self::JoinMark(_)
+            | Self::JoinSums
             | Self::Delete
             | Self::ClientRead(_)
             | Self::ChunkRead { .. }
@@ -228,7 +234,7 @@ pub(crate) struct Replica<P> {
     pause_us: u64,
     /// A JoinBegin the map has not caught up with.
     join_waiting: Option<(Caller, CopySession, MigrationId)>,
-    /// The session the file is being emptied for.
+    /// The session the file is being made ready for.
     creating_for: Option<CopySession>,
     last_seq: Seq,
     commit: Seq,
@@ -337,6 +343,8 @@ impl<P: Payload> Replica<P> {
             | Pending::VerifyChunk { .. } => true,
             Pending::Create
             | Pending::Meta(_)
+            | Pending::JoinMark(_)
+            | Pending::JoinSums
             | Pending::Delete
             | Pending::OwnRecord(_)
             | Pending::BackupRecord { .. }

@@ -79,6 +79,7 @@ impl<P: Payload> Replica<P> {
             }
             StoreResult::Done
             | StoreResult::Checks { .. }
+            | StoreResult::Sums { .. }
             | StoreResult::Failed { .. }
             | StoreResult::NoSpace => ReplyBody::IoError,
         };

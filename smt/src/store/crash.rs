@@ -269,9 +269,10 @@ impl Model {
                 self.checked = Some((blocks, checks));
                 Ok(())
             }
-            StoreResult::BadBlocks { .. } | StoreResult::Failed { .. } | StoreResult::NoSpace => {
-                Err(format!("{io:?} ended with {result:?}"))
-            }
+            StoreResult::BadBlocks { .. }
+            | StoreResult::Sums { .. }
+            | StoreResult::Failed { .. }
+            | StoreResult::NoSpace => Err(format!("{io:?} ended with {result:?}")),
         }
     }
 

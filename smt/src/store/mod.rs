@@ -221,6 +221,7 @@ impl<P: Payload> Store<P> {
             StoreRequest::Read { range } => Work::Read(ReadJob::read(range)),
             StoreRequest::ReadRaw { range } => Work::Read(ReadJob::read_raw(range)),
             StoreRequest::Check { ranges } => Work::Read(ReadJob::check(ranges)),
+            StoreRequest::Sums { range } => Work::Sums { range },
             StoreRequest::Delete => Work::Delete,
         };
         for range in work.ranges() {
@@ -382,6 +383,10 @@ impl<P: Payload> Store<P> {
             Work::SetMeta { .. } => self.start_alone(key, steps),
             Work::Write { .. } | Work::Zero { .. } => self.start_change(key, table, steps),
             Work::Flush => self.start_flush(key, steps),
+            Work::Sums { range } => {
+                let sums = range.blocks().map(|block| table.get(block)).collect();
+                self.finish(key, StoreResult::Sums { sums }, steps);
+            }
             Work::Read(_) => self.start_read(key, table, steps),
         }
     }
@@ -400,7 +405,11 @@ impl<P: Payload> Store<P> {
                 DeviceOp::SetMeta { meta: meta.take().expect("a request starts once") }
             }
             Work::Delete => DeviceOp::Delete,
-            Work::Write { .. } | Work::Zero { .. } | Work::Flush | Work::Read(_) => {
+            Work::Write { .. }
+            | Work::Zero { .. }
+            | Work::Flush
+            | Work::Sums { .. }
+            | Work::Read(_) => {
                 unreachable!("request {key} is made of more than one step")
             }
         };

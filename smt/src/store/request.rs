@@ -27,6 +27,9 @@ pub(super) enum Work<P> {
         range: BlockRange,
     },
     Flush,
+    Sums {
+        range: BlockRange,
+    },
     Read(ReadJob<P>),
     Delete,
 }
@@ -40,6 +43,7 @@ impl<P> Work<P> {
             | Work::Create { .. }
             | Work::SetMeta { .. }
             | Work::Flush
+            | Work::Sums { .. }
             | Work::Read(_)
             | Work::Delete => None,
         }
@@ -48,7 +52,9 @@ impl<P> Work<P> {
     /// The blocks it names.
     pub(super) fn ranges(&self) -> SmallVec<[BlockRange; 1]> {
         match self {
-            Work::Write { range, .. } | Work::Zero { range } => SmallVec::from_buf([*range]),
+            Work::Write { range, .. } | Work::Zero { range } | Work::Sums { range } => {
+                SmallVec::from_buf([*range])
+            }
             Work::Read(job) => job.ranges.clone(),
             Work::Settle
             | Work::Create { .. }
@@ -64,6 +70,7 @@ impl<P> Work<P> {
             Work::SetMeta { .. } => Lock::Meta,
             Work::Write { range, .. } | Work::Zero { range } => Lock::Write(*range),
             Work::Flush => Lock::Flush,
+            Work::Sums { range } => Lock::Read(SmallVec::from_buf([*range])),
             Work::Read(job) => Lock::Read(job.ranges.clone()),
         }
     }

@@ -34,6 +34,8 @@ pub enum StoreRequest<P> {
     Read { range: BlockRange },
     /// What each block of the ranges is, checked against the data on the device; in order.
     Check { ranges: Vec<BlockRange> },
+    /// The table's entries as they are, whatever is on the device.
+    Sums { range: BlockRange },
     /// Data as it is, with the sums it has in fact (zero entries as zeroes). Answers `BadBlocks`
     /// with those that cannot be read.
     ReadRaw { range: BlockRange },
@@ -55,6 +57,9 @@ pub enum StoreResult<P> {
     },
     Checks {
         checks: Vec<BlockCheck>,
+    },
+    Sums {
+        sums: Vec<u64>,
     },
     /// The device failed: the replica is faulted, nothing is retried.
     Failed {

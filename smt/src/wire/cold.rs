@@ -22,7 +22,7 @@ pub(super) enum Cold {
     Continue { config: SegmentConfig },
     LeaseRelease { commit: Seq, sealed_ns: u64 },
     JoinBegin { session: CopySession, migration: MigrationId, config: SegmentConfig },
-    JoinAck { session: CopySession },
+    JoinAck { session: CopySession, digests: Vec<u128> },
     Verify { session: CopySession, place: u64, chunk: u32, digest: u128 },
     VerifyRoot { session: CopySession, place: u64, root: u128 },
     VerifyAck { session: CopySession, place: u64, matched: bool },

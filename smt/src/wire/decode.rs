@@ -165,7 +165,7 @@ fn from_cold<P>(cold: Cold) -> PeerBody<P> {
         Cold::JoinBegin { session, migration, config } => {
             PeerBody::JoinBegin { session, migration, config }
         }
-        Cold::JoinAck { session } => PeerBody::JoinAck { session },
+        Cold::JoinAck { session, digests } => PeerBody::JoinAck { session, digests },
         Cold::Verify { session, place, chunk, digest } => {
             PeerBody::Verify { session, place, chunk, digest }
         }

@@ -200,7 +200,7 @@ fn encode_peer<P: Payload>(message: PeerMessage<P>) -> Encoded<P> {
         PeerBody::JoinBegin { session, migration, config } => {
             cold(Cold::JoinBegin { session, migration, config })
         }
-        PeerBody::JoinAck { session } => cold(Cold::JoinAck { session }),
+        PeerBody::JoinAck { session, digests } => cold(Cold::JoinAck { session, digests }),
         PeerBody::Verify { session, place, chunk, digest } => {
             cold(Cold::Verify { session, place, chunk, digest })
         }

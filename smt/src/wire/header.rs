@@ -16,7 +16,9 @@ pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"PTRL");
 pub enum WireError {
     #[error("not a Petrel message: it starts with {found:#010x}")]
     Magic { found: u32 },
-    #[error("wire format version {found} is newer than ours ({VERSION}): upgrade this side first")]
+    #[error(
+        "wire format version {found}, and this side speaks {VERSION}: upgrade the older of the two"
+    )]
     Version { found: u16 },
     #[error("unknown message kind {found}")]
     Kind { found: u8 },

@@ -198,6 +198,9 @@ impl Hands {
                     let sums = range.blocks().map(|_| 0).collect();
                     StoreResult::Data { data: Blocks::zeroes(range.count), sums }
                 }
+                StoreRequest::Sums { range } => {
+                    StoreResult::Sums { sums: range.blocks().map(|_| 0).collect() }
+                }
                 StoreRequest::Check { ranges } => {
                     let blocks = ranges.iter().flat_map(|r| r.blocks());
                     StoreResult::Checks { checks: blocks.map(|_| BlockCheck::Zero).collect() }

@@ -18,7 +18,7 @@ fn synced_joiner() -> Hands {
     joiner.learn(wish.clone());
     joiner.hear(PeerBody::JoinBegin { session: SESSION, migration: MigrationId(77), config: wish });
     joiner.disk_works();
-    assert!(joiner.said().contains(&PeerBody::JoinAck { session: SESSION }));
+    assert!(joiner.said().contains(&PeerBody::JoinAck { session: SESSION, digests: Vec::new() }));
     let digest = chunk_digest(&[0; 4]);
     let mut place = 0;
     for chunk in 0..CHUNKS {
@@ -100,7 +100,7 @@ fn a_faulted_joiner_deletes_its_file_once_a_newer_epoch_does_without_it() {
     let session = CopySession(6);
     joiner.hear(PeerBody::JoinBegin { session, migration: MigrationId(77), config: wish });
     joiner.disk_works();
-    assert!(joiner.said().contains(&PeerBody::JoinAck { session }));
+    assert!(joiner.said().contains(&PeerBody::JoinAck { session, digests: Vec::new() }));
 }
 
 /// A faulted joiner that is to be filled again in the newer epoch keeps its file too: it may be
@@ -144,7 +144,7 @@ fn a_joiner_is_not_begun_before_its_servers_old_file_is_gone() {
     server.disk_works();
     let asked = server.asked();
     assert!(matches!(asked[0], StoreRequest::Create { .. }), "{asked:?}");
-    assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION }));
+    assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION, digests: Vec::new() }));
     assert_eq!(server.role(), Some(Role::Joiner));
 }
 
@@ -184,4 +184,28 @@ fn an_adopt_of_an_older_epoch_does_not_fault_a_server_that_forgot_the_segment() 
     server.hear_at(old.epoch, PeerBody::Adopt { round: 2, config: old });
     assert_eq!(server.reports(), []);
     assert_ne!(server.role(), Some(Role::Faulted));
+}
+
+/// M2: a member that was evicted, and is to be filled again, keeps what it has and tells its primary
+/// what that is, by the digests of its table.
+#[test]
+fn an_ex_member_that_joins_again_keeps_its_file_and_tells_what_is_in_it() {
+    let mut server = Hands::of(3);
+    server.learn(config(1, &[1, 2, 3]));
+    server.disk_works();
+    server.learn(active(config(2, &[1, 2])));
+    server.disk_works();
+    server.asked();
+    let wish = with_joiner(active(config(2, &[1, 2])), 3);
+    server.learn(wish.clone());
+    server.hear(PeerBody::JoinBegin { session: SESSION, migration: MigrationId(77), config: wish });
+    assert!(!server.said().iter().any(|b| matches!(b, PeerBody::JoinAck { .. })));
+    let asked = server.asked();
+    let [StoreRequest::SetMeta { meta }] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(meta.joining, Some(MigrationId(77)), "marked before anything else");
+    server.disk_works();
+    let digests = vec![chunk_digest(&[0; 4]); 2];
+    assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION, digests }));
+    let range = BlockRange::new(0, 8);
+    assert_eq!(server.asked(), [StoreRequest::Sums { range }], "and nothing was emptied");
 }

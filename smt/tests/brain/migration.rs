@@ -3,6 +3,7 @@
 use smt::map::{Command, SegmentConfig};
 use smt::message::PeerBody;
 use smt::replica::Role;
+use smt::wire::checksum::chunk_digest;
 use smt::*;
 
 use crate::hands::{Blocks, Hands, active, config, with_joiner};
@@ -50,7 +51,7 @@ fn a_primary_that_served_longer_than_the_joiners_timeout_begins_a_migration_and_
     let session = begun(&primary.said()).expect("the migration begins");
     primary.tick();
     assert_eq!(aborts(&mut primary), [""; 0], "given up though the joiner has all its time left");
-    primary.answer(2, PeerBody::JoinAck { session });
+    primary.answer(2, PeerBody::JoinAck { session, digests: Vec::new() });
     primary.disk_works();
     let copies = primary.said().iter().filter(|b| matches!(b, PeerBody::Copy { .. })).count();
     assert_eq!(copies, 2, "both chunks are copied");
@@ -66,4 +67,43 @@ fn a_joiner_that_never_answers_is_given_up_when_its_timeout_is_over() {
     assert_eq!(aborts(&mut primary), [""; 0]);
     primary.wait_ns(timeout_ns / 5);
     assert!(!aborts(&mut primary).is_empty());
+}
+
+fn copies(said: &[PeerBody<Blocks>]) -> Vec<BlockRange> {
+    said.iter()
+        .filter_map(|body| match body {
+            PeerBody::Copy { range, .. } => Some(*range),
+            _ => None,
+        })
+        .collect()
+}
+
+fn verifies(said: &[PeerBody<Blocks>]) -> Vec<(u64, u32)> {
+    said.iter()
+        .filter_map(|body| match body {
+            PeerBody::Verify { place, chunk, .. } => Some((*place, *chunk)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// M2 and M6: a chunk the joiner has already is not sent, only read back there; one that does not
+/// read back as its table says is sent after all.
+#[test]
+fn a_chunk_that_the_joiner_has_is_read_back_there_and_sent_only_if_that_fails() {
+    let mut primary = primary();
+    primary.learn(with_joiner(of_one(1), 2));
+    let session = begun(&primary.said()).expect("the migration begins");
+    let digests = vec![chunk_digest(&[0; 4]), chunk_digest(&[7; 4])];
+    primary.answer(2, PeerBody::JoinAck { session, digests });
+    primary.disk_works();
+    let said = primary.said();
+    assert_eq!(copies(&said), [BlockRange::new(4, 4)], "only the chunk that differs");
+    let first = verifies(&said);
+    assert_eq!(first.len(), 1, "the other is read back: {said:?}");
+    let (place, chunk) = first[0];
+    assert_eq!(chunk, 0);
+    primary.answer(2, PeerBody::VerifyAck { session, place, matched: false });
+    primary.disk_works();
+    assert_eq!(copies(&primary.said()), [BlockRange::new(0, 4)]);
 }

@@ -151,19 +151,19 @@ fn hostile_headers() -> Vec<Line> {
         (
             "version-0",
             "No version was ever 0.",
-            "refused: wire format version 0 is newer than ours (1): upgrade this side first",
+            "refused: wire format version 0, and this side speaks 2: upgrade the older of the two",
             with_bytes(4, &[0, 0]),
         ),
         (
             "version-next",
             "",
-            "refused: wire format version 2 is newer than ours (1): upgrade this side first",
+            "refused: wire format version 3, and this side speaks 2: upgrade the older of the two",
             with_bytes(4, &(VERSION + 1).to_le_bytes()),
         ),
         (
             "version-65535",
             "",
-            "refused: wire format version 65535 is newer than ours (1): upgrade this side first",
+            "refused: wire format version 65535, and this side speaks 2: upgrade the older of the two",
             with_bytes(4, &[0xff, 0xff]),
         ),
         ("kind-0", "", "refused: unknown message kind 0", with_bytes(6, &[0])),

@@ -149,7 +149,7 @@ fn between_servers() -> Vec<(&'static str, PeerBody<Blocks>)> {
             "join-begin",
             PeerBody::JoinBegin { session, migration: MigrationId(77), config: config() },
         ),
-        ("join-ack", PeerBody::JoinAck { session }),
+        ("join-ack", PeerBody::JoinAck { session, digests: vec![1 << 100, 7] }),
         ("copy-data", PeerBody::Copy { session, place: 1, range, data: Some(data), sums }),
         (
             "copy-zero",

@@ -19,6 +19,7 @@ pub const MUTANTS: &[(&str, Mutant)] = &[
     ("L1JoinerNotGranter", Mutant::L1JoinerNotGranter),
     ("L3NoPromiseWait", Mutant::L3NoPromiseWait),
     ("L4ForgetPromise", Mutant::L4ForgetPromise),
+    ("M2OldCopyTrusted", Mutant::M2OldCopyTrusted),
     ("M3ReadEarly", Mutant::M3ReadEarly),
     ("M4WriteForgotten", Mutant::M4WriteForgotten),
     ("M7PromoteWithoutSync", Mutant::M7PromoteWithoutSync),

@@ -17,6 +17,7 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("L1JoinerNotGranter", &[4, 21, 72]),
     ("L3NoPromiseWait", &[4, 91, 161]),
     ("L4ForgetPromise", &[365, 696, 889]),
+    ("M2OldCopyTrusted", &[]),
     ("M3ReadEarly", &[3, 13, 15]),
     ("M4WriteForgotten", &[11, 21, 29]),
     ("M7PromoteWithoutSync", &[2, 4, 5]),

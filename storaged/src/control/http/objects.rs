@@ -157,6 +157,7 @@ pub fn migration(name: &str, migration: &Migration) -> Value {
         "state": state,
         "bytes_total": progress.bytes_total,
         "bytes_copied": progress.bytes_copied,
+        "bytes_reused": progress.bytes_reused,
         "bytes_forwarded": progress.bytes_forwarded,
         "chunks_retried": progress.chunks_retried,
         "digest": digest.map(|d| format!("{d:032x}")),
