@@ -123,7 +123,10 @@ try:
             if args.strike == "stop":
                 os.kill(pid, signal.SIGCONT)
             run(4)
-            longest = sorted((e - b for b, e in spans if e >= struck), reverse=True)[:24]
+            # What has not ended counts as far as it has come.
+            now = time.monotonic()
+            waits = [e - b for b, e in spans if e >= struck] + [now - b for b in in_flight.values()]
+            longest = sorted(waits, reverse=True)[:24]
             shown = " ".join(f"{1000 * l:.0f}" for l in longest[args.depth::args.depth])
             print(f"{args.strike:6} {server:>6} {'yes' if leader == server else 'no':>5} {primaries:>9} "
                   f"{1000 * longest[0]:>10.0f}  {shown}", flush=True)

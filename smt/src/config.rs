@@ -108,7 +108,8 @@ impl Default for Settings {
             boot_grace_ns: 10_000 * MS,
             copy_bytes_per_second_busy: 128 << 20,
             copy_window: 4,
-            forward_backlog_blocks_max: 16 * 1024,
+            // 16 MiB: what a joiner still has to write when it becomes a required acker.
+            forward_backlog_blocks_max: 4096,
             inflight_records_max: 4096,
             chunk_attempts_max: 3,
             forget_grace_ns: 10_000 * MS,

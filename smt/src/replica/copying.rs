@@ -133,7 +133,6 @@ impl<P> Copying<P> {
         }
         self.chunks[at] = Chunk::Todo;
         self.rounds[at] = self.rounds[at].wrapping_add(1);
-        self.progress.chunks_retried += 1;
         self.stage = self.stage.min(Stage::Copying);
     }
 
@@ -178,6 +177,7 @@ impl<P: Payload> Replica<P> {
                 let Phase::Primary(primary) = &mut self.phase else { return };
                 primary.migration = Some(joining.migration);
                 primary.joiner_progress = cx.now;
+                primary.unverified_min = usize::MAX;
             }
             let Phase::Primary(primary) = &self.phase else { return };
             if !current && primary.abort.is_none() && cx.links.up.contains_key(&joining.target) {
@@ -553,11 +553,14 @@ impl<P: Payload> Replica<P> {
             Some(Place::Verify { chunk, .. }) if matched => {
                 copy.chunks[index(chunk)] = Chunk::Verified;
                 copy.unverified -= 1;
-                let all = copy.unverified == 0;
-                if let Phase::Primary(primary) = &mut self.phase {
+                let left = copy.unverified;
+                if let Phase::Primary(primary) = &mut self.phase
+                    && left < primary.unverified_min
+                {
+                    primary.unverified_min = left;
                     primary.joiner_progress = now;
                 }
-                if all {
+                if left == 0 {
                     self.send_root(cx, session);
                 } else {
                     self.copy_more(cx);

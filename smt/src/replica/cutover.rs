@@ -53,26 +53,45 @@ impl<P: Payload> Replica<P> {
     }
 
     fn propose_promote(&mut self, cx: &mut Context<P>) {
-        let (segment, expect) = (self.segment, self.epoch());
-        let Phase::Primary(primary) = &mut self.phase else {
-            return;
+        if let Phase::Primary(primary) = &mut self.phase
+            && let Some(copy) = primary.copy.as_deref_mut()
+        {
+            copy.stage = Stage::Proposed;
+        }
+        if let Some(command) = self.promote_command() {
+            self.propose(cx, "promote", command);
+        }
+    }
+
+    fn promote_command(&self) -> Option<Command> {
+        let Phase::Primary(primary) = &self.phase else {
+            return None;
         };
-        let seq = primary.last_seq();
-        let Some(copy) = primary.copy.as_deref_mut() else {
-            return;
-        };
-        copy.stage = Stage::Proposed;
-        let command = Command::Promote {
-            segment,
-            expect,
+        let copy = primary.copy.as_deref()?;
+        Some(Command::Promote {
+            segment: self.segment,
+            expect: self.epoch(),
             migration: copy.migration,
             digest: copy.root,
-            seq,
+            seq: primary.last_seq(),
             progress: copy.progress,
             // The hands fill in the time; the brain has no calendar.
             at_unix_ms: 0,
+        })
+    }
+
+    /// The Promote of a joiner that has all that was acknowledged, and needs nothing more from us:
+    /// M9 without what a primary that goes on serving would need.
+    pub(super) fn promote_of_whole_joiner(&self) -> Option<Command> {
+        let Phase::Primary(primary) = &self.phase else {
+            return None;
         };
-        self.propose(cx, "promote", command);
+        let copy = primary.copy.as_deref()?;
+        let whole = copy.stage >= Stage::Synced
+            && !copy.never_acker
+            && primary.abort.is_none()
+            && primary.committed_to(copy.pre_sync);
+        whole.then(|| self.promote_command()).flatten()
     }
 
     /// The joiner's connection is gone, or it is silent. Before Promote was proposed its session
@@ -160,7 +179,11 @@ impl<P: Payload> Replica<P> {
             return;
         };
         if cx.now.since(primary.joiner_progress) >= cx.settings.joiner_timeout_ns {
-            let reason = format!("server {} made no progress for too long", joining.target);
+            let reason = format!(
+                "server {} came no nearer to being filled for {} s",
+                joining.target,
+                cx.settings.joiner_timeout_ns / (1000 * crate::config::MS)
+            );
             self.give_up(cx, true, reason);
             return;
         }

@@ -157,6 +157,7 @@ impl<P: Payload> Replica<P> {
                 self.on_meta_durable(cx, epoch);
                 self.read_old_table(cx);
             }
+            Pending::SyncFlush(session) => self.on_sync_flushed(cx, session),
             Pending::JoinSums => {
                 if let StoreResult::Sums { sums } = result {
                     self.joiner_ready(cx, sums);

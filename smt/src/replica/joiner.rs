@@ -252,7 +252,6 @@ impl<P: Payload> Replica<P> {
         }
         let caller = joiner.caller;
         self.respond(cx, caller, PeerBody::PlaceAck { session, place });
-        self.answer_sync_start(cx);
     }
 
     /// M6: reads the chunk back from the disk. The store puts that behind the writes before it.
@@ -343,19 +342,21 @@ impl<P: Payload> Replica<P> {
         self.tail.clear();
         // Every chunk was read back, and matched.
         self.in_doubt.clear();
-        self.answer_sync_start(cx);
+        // What older FLUSHes promised is to hold here too, in a copy that was kept as in one that
+        // was sent: all that came before is durable, the table included.
+        self.store(cx, StoreRequest::Flush, Pending::SyncFlush(session));
     }
 
-    fn answer_sync_start(&mut self, cx: &mut Context<P>) {
-        let waits = self.pending.values().any(|p| matches!(p, Pending::Place { .. }));
+    /// Everything before SyncStart is durable.
+    pub(super) fn on_sync_flushed(&mut self, cx: &mut Context<P>, session: CopySession) {
         let Phase::Joiner(joiner) = &mut self.phase else {
             return;
         };
-        if !joiner.sync_owed || waits {
+        if joiner.session != session || !joiner.sync_owed {
             return;
         }
         joiner.sync_owed = false;
-        let (caller, session) = (joiner.caller, joiner.session);
+        let caller = joiner.caller;
         self.respond(cx, caller, PeerBody::SyncStartAck { session });
     }
 }

@@ -12,14 +12,16 @@ impl<P: Payload> Replica<P> {
         if matches!(self.phase, Phase::Faulted) {
             return;
         }
+        self.rescue = self.promote_of_whole_joiner();
         self.leave(cx);
         self.phase = Phase::Faulted;
         cx.report(Report::ReplicaFaulted { segment: self.segment, error });
         self.hand_off(cx);
     }
 
-    /// Faulted: another member is to lead, if this server does. A lone primary has nobody, but a
-    /// joiner whose Promote it proposed may yet win (M8): the map is made to say.
+    /// Faulted: another member is to lead, if this server does. A lone primary has nobody but a
+    /// joiner: one that has everything is promoted, and would then lead; one that has not is given
+    /// up, so that clients hear what is lost.
     pub(super) fn hand_off(&mut self, cx: &mut Context<P>) {
         if self.config.primary != cx.me {
             return;
@@ -28,6 +30,8 @@ impl<P: Payload> Replica<P> {
         let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
         if let Some(server) = others.min_by_key(|s| (!cx.links.up.contains_key(s), *s)) {
             self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
+        } else if let Some(command) = self.rescue.clone() {
+            self.propose(cx, "promote", command);
         } else if let Some(Joining { migration, .. }) = self.config.joining {
             let reason = format!("the disk of server {}, which had the only copy, failed", cx.me);
             let (failed, at_unix_ms) = (true, 0);
@@ -85,6 +89,7 @@ impl<P: Payload> Replica<P> {
         let is_newer = config.epoch > self.config.epoch;
         if is_newer {
             self.proposed.clear();
+            self.rescue = None;
         }
         self.config = config.clone();
         // Within an epoch a Promote of us may still win (M8); a newer one that has us neither as

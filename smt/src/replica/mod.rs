@@ -92,6 +92,8 @@ enum Pending {
     JoinMark(Epoch),
     /// The table of a file that is kept.
     JoinSums,
+    /// Everything from before SyncStart, the table included.
+    SyncFlush(CopySession),
     Delete,
     /// A record of ours as primary.
     OwnRecord(Seq),
@@ -156,6 +158,7 @@ impl Pending {
             | Self::Meta(_)
             | Self::JoinMark(_)
             | Self::JoinSums
+            | Self::SyncFlush(_)
             | Self::Delete
             | Self::ClientRead(_)
             | Self::ChunkRead { .. }
@@ -247,6 +250,9 @@ pub(crate) struct Replica<P> {
     unique: u64,
     pending: BTreeMap<IoId, Pending>,
     writes_pending: usize,
+    /// The Promote that would save the segment, if it came to that: the disk failed when the only
+    /// other copy was a joiner's, and whole.
+    rescue: Option<Command>,
     /// When each kind of proposal was last made.
     proposed: BTreeMap<&'static str, Tick>,
     /// When it was seen that this server has no more part in the segment (M11).
@@ -294,6 +300,7 @@ impl<P: Payload> Replica<P> {
             unique: 0,
             pending: BTreeMap::new(),
             writes_pending: 0,
+            rescue: None,
             proposed: BTreeMap::new(),
             unwanted_since: None,
             gone: false,
@@ -345,6 +352,7 @@ impl<P: Payload> Replica<P> {
             | Pending::Meta(_)
             | Pending::JoinMark(_)
             | Pending::JoinSums
+            | Pending::SyncFlush(_)
             | Pending::Delete
             | Pending::OwnRecord(_)
             | Pending::BackupRecord { .. }

@@ -69,8 +69,10 @@ pub(super) struct Primary<P> {
     pub abort: Option<(bool, String)>,
     /// The migration that `joiner_progress` is about.
     pub migration: Option<MigrationId>,
-    /// When the migration last got on.
+    /// When the migration last came nearer to its end: fewer chunks unverified than ever before.
+    /// A chunk that is copied again and again is no progress.
     pub joiner_progress: Tick,
+    pub unverified_min: usize,
     pub last_client_io: Tick,
 }
 
@@ -90,6 +92,7 @@ impl<P> Primary<P> {
             abort: None,
             migration: None,
             joiner_progress: now,
+            unverified_min: usize::MAX,
             last_client_io: Tick(0),
         }
     }

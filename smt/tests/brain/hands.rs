@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use smt::map::{Command, Joining, Member, SegmentConfig};
-use smt::message::{BlockCheck, PeerBody, PeerMessage, ServerMessage};
+use smt::message::{BlockCheck, ClientRequest, PeerBody, PeerMessage, RequestBody, ServerMessage};
 use smt::server::{Action, Event, Report, Server};
 use smt::store::{StoreRequest, StoreResult};
 use smt::*;
@@ -92,7 +92,12 @@ pub struct Hands {
 impl Hands {
     /// A server in its first life, with an empty disk.
     pub fn of(id: u64) -> Hands {
-        let settings = Settings::default();
+        Self::with_settings(id, |_| {})
+    }
+
+    pub fn with_settings(id: u64, change: impl FnOnce(&mut Settings)) -> Hands {
+        let mut settings = Settings::default();
+        change(&mut settings);
         let now = Tick(1 << 40);
         let brain = Server::new(ServerId(id), Incarnation(1), settings.clone(), now, Vec::new());
         Hands {
@@ -167,6 +172,22 @@ impl Hands {
         let message = PeerMessage { segment: SEGMENT, epoch: self.epoch, body };
         let message = ServerMessage::Segment(message);
         self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
+    }
+
+    /// A client writes one block, under an operation of its own.
+    pub fn write(&mut self, op: u64, block: u32) {
+        let range = BlockRange::new(block, 1);
+        let data = Blocks(vec![op]);
+        let sums = smt::payload::sums_of(&data, SEGMENT, block);
+        let request = ClientRequest {
+            op: OpId(op),
+            segment: SEGMENT,
+            epoch: self.epoch,
+            writer: 0,
+            body: RequestBody::Write { range, data, sums },
+        };
+        let (client, session) = (ClientId(1), Session(1));
+        self.tell(Event::ClientRequest { client, session, request });
     }
 
     /// 50 ms pass.

@@ -107,3 +107,114 @@ fn a_chunk_that_the_joiner_has_is_read_back_there_and_sent_only_if_that_fails() 
     primary.disk_works();
     assert_eq!(copies(&primary.said()), [BlockRange::new(0, 4)]);
 }
+
+/// Through to a joiner in Sync: everything is there, and what is written goes there too.
+fn synced(primary: &mut Hands, session: CopySession) {
+    primary.answer(2, PeerBody::JoinAck { session, digests: Vec::new() });
+    let mut answered = 0;
+    loop {
+        primary.disk_works();
+        let said = primary.said();
+        let mut place_of_root = None;
+        for body in &said {
+            match body {
+                PeerBody::Copy { place, .. } => {
+                    primary.answer(2, PeerBody::PlaceAck { session, place: *place });
+                }
+                PeerBody::Verify { place, .. } => {
+                    let verified = PeerBody::VerifyAck { session, place: *place, matched: true };
+                    primary.answer(2, verified);
+                }
+                PeerBody::VerifyRoot { place, .. } => place_of_root = Some(*place),
+                PeerBody::SyncStart { .. } => {
+                    primary.answer(2, PeerBody::SyncStartAck { session });
+                    return;
+                }
+                _ => {}
+            }
+        }
+        if let Some(place) = place_of_root {
+            primary.answer(2, PeerBody::VerifyAck { session, place, matched: true });
+        }
+        answered += 1;
+        assert!(answered < 20, "the migration does not get on: {said:?}");
+    }
+}
+
+fn promotes(commands: &[Command]) -> usize {
+    commands.iter().filter(|c| matches!(c, Command::Promote { .. })).count()
+}
+
+/// The joiner has all that was ever acknowledged. Given up, it would be lost with the disk.
+#[test]
+fn a_lone_primary_whose_disk_fails_has_its_whole_joiner_promoted() {
+    let mut primary = primary();
+    primary.learn(with_joiner(of_one(1), 2));
+    let session = begun(&primary.said()).expect("the migration begins");
+    synced(&mut primary, session);
+    primary.proposed();
+    primary.write(1, 0);
+    primary.disk_fails();
+    assert_eq!(primary.role(), Some(Role::Faulted));
+    primary.wait_ns(primary.settings.propose_retry_ns * 3);
+    let commands = primary.proposed();
+    assert!(promotes(&commands) >= 2, "asked for until the map says: {commands:?}");
+    assert!(!commands.iter().any(|c| matches!(c, Command::AbortMigration { .. })), "{commands:?}");
+}
+
+#[test]
+fn a_lone_primary_whose_disk_fails_gives_up_a_joiner_that_is_not_whole() {
+    let mut primary = primary();
+    primary.learn(with_joiner(of_one(1), 2));
+    let session = begun(&primary.said()).expect("the migration begins");
+    primary.answer(2, PeerBody::JoinAck { session, digests: Vec::new() });
+    primary.disk_fails();
+    assert_eq!(primary.role(), Some(Role::Faulted));
+    let commands = primary.proposed();
+    assert_eq!(promotes(&commands), 0);
+    assert!(commands.iter().any(|c| matches!(c, Command::AbortMigration { .. })), "{commands:?}");
+}
+
+/// M4: the joiner owes all it may; the next write takes its chunk back, even where that was
+/// verified and the root is already asked for.
+#[test]
+fn a_write_beyond_the_backlog_takes_its_chunk_back_and_the_root_is_asked_for_again() {
+    let mut primary = Hands::with_settings(1, |s| s.forward_backlog_blocks_max = 1);
+    primary.learn(config(1, &[1]));
+    primary.disk_works();
+    primary.learn(of_one(1));
+    primary.link_up(2);
+    primary.learn(with_joiner(of_one(1), 2));
+    let session = begun(&primary.said()).expect("the migration begins");
+    primary.answer(2, PeerBody::JoinAck { session, digests: Vec::new() });
+    primary.disk_works();
+    for body in primary.said() {
+        if let PeerBody::Copy { place, .. } = body {
+            primary.answer(2, PeerBody::PlaceAck { session, place });
+        }
+    }
+    for (place, _) in verifies(&primary.said()) {
+        primary.answer(2, PeerBody::VerifyAck { session, place, matched: true });
+    }
+    let root = |said: &[PeerBody<Blocks>]| {
+        said.iter().find_map(|body| match body {
+            PeerBody::VerifyRoot { place, .. } => Some(*place),
+            _ => None,
+        })
+    };
+    let first_root = root(&primary.said()).expect("all is verified");
+    primary.write(1, 0);
+    primary.write(2, 5);
+    primary.disk_works();
+    let said = primary.said();
+    let forwards = said.iter().filter(|b| matches!(b, PeerBody::Forward { .. })).count();
+    assert_eq!(forwards, 1, "one block may be owed: {said:?}");
+    // The answer to the old root starts no Sync.
+    primary.answer(2, PeerBody::VerifyAck { session, place: first_root, matched: true });
+    let sync =
+        |said: &[PeerBody<Blocks>]| said.iter().any(|b| matches!(b, PeerBody::SyncStart { .. }));
+    assert!(!sync(&primary.said()));
+    primary.wait_ns(200 * smt::config::MS);
+    let said = primary.said();
+    assert_eq!(copies(&said), [BlockRange::new(4, 4)], "the second chunk goes again: {said:?}");
+}
