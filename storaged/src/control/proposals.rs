@@ -63,9 +63,9 @@ impl Rank {
             | Command::Transfer { .. }
             | Command::Promote { .. }
             | Command::AbortMigration { .. }
-            | Command::Active { .. }
             | Command::RegisterServer(_) => Rank::Urgent,
-            Command::RequestTransfer { .. }
+            Command::Active { .. }
+            | Command::RequestTransfer { .. }
             | Command::StartMigration { .. }
             | Command::SetServerState { .. }
             | Command::CreateVolume { .. }

@@ -337,7 +337,7 @@ fn a_disk_that_is_slow_to_write_is_slow_to_sync() {
     assert_eq!(bench.ask(write(SEGMENT, 0, &data)), StoreResult::Done);
     let took = started.elapsed();
     // The region's intent is durable, the block's table entry too: a write, and its sync.
-    assert!(took >= 2 * delay && took < 3 * delay, "{took:?}");
+    assert!(took >= 2 * delay, "{took:?}");
     let started = Instant::now();
     assert_eq!(bench.ask(write(SEGMENT, 600, &data)), StoreResult::Done);
     let took = started.elapsed();
