@@ -155,6 +155,7 @@ impl Fake {
                 replicas: 2,
                 active: Epoch(1),
                 geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a good size"),
+                writer: 0,
             })
             .collect();
         state.volumes.insert(name.to_owned(), FakeVolume { id, size_bytes, segments });

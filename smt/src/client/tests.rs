@@ -62,6 +62,7 @@ pub(super) fn config(id: u64, epoch: u64, primary: u64) -> SegmentConfig {
         replicas: 2,
         active: Epoch(1),
         geometry: Geometry { segment_blocks: SEGMENT_BLOCKS, chunk_blocks: 4, region_blocks: 4 },
+        writer: 0,
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod apply;
+mod attach;
 mod changes;
 mod check;
 mod command;

@@ -37,6 +37,7 @@ pub enum Kind {
     Write = 11,
     Zero = 12,
     Flush = 13,
+    Fence = 14,
     Done = 20,
     Data = 21,
     Retry = 22,
@@ -63,12 +64,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 26] = [
+    const ALL: [Kind; 27] = [
         Kind::Hello,
         Kind::Read,
         Kind::Write,
         Kind::Zero,
         Kind::Flush,
+        Kind::Fence,
         Kind::Done,
         Kind::Data,
         Kind::Retry,

@@ -52,6 +52,7 @@ fn config() -> SegmentConfig {
         replicas: 2,
         active: Epoch(4),
         geometry: Geometry { segment_blocks: 256, chunk_blocks: 64, region_blocks: 256 },
+        writer: 0,
     }
 }
 

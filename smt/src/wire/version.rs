@@ -1,4 +1,5 @@
 //! The versions of the wire format, and what changed in each.
 
 /// * 1: the first.
-pub const VERSION: u16 = 1;
+/// * 2: `Fence`, and the writer token in a segment's config.
+pub const VERSION: u16 = 2;

@@ -26,6 +26,10 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("F4ContinueEpoch", &[1, 2, 3]),
     ("C3NoSessionCheck", &[4, 19, 35]),
     ("C4NoOverlapLock", &[1, 51, 60]),
+    ("A1NoFence", &[]),
+    ("A1FenceAnybody", &[]),
+    ("A2TokenNotInConfig", &[]),
+    ("A3NoTokenCheck", &[]),
     ("D9IntentNotFirst", &[2, 3, 4]),
     ("D9ZeroEntryNotSynced", &[1, 2, 3]),
 ];

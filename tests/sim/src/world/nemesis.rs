@@ -128,7 +128,11 @@ impl World {
             }
             Fault::ClientCrash => {
                 let client = self.rng.index(self.clients.len());
-                self.replace_client(client);
+                if self.plan.exclusive {
+                    self.take_over(client);
+                } else {
+                    self.replace_client(client);
+                }
             }
             Fault::Outage => {
                 let for_ns = self.rng.range(20, 300) * MS;
