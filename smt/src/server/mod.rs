@@ -36,8 +36,8 @@ pub struct Server<P> {
     version: MapVersion,
     replicas: BTreeMap<SegmentId, Replica<P>>,
     deleted: BTreeSet<SegmentId>,
-    /// The epoch at which this server was done with a segment and forgot it: what peers say of
-    /// older ones comes late.
+    /// The epoch at which this server was done with a segment and forgot it: what is said of
+    /// older ones, by peers or by the map, comes late.
     left: BTreeMap<SegmentId, Epoch>,
     links: Links,
     /// The newest connection of each peer, and the life it belongs to (E3).
@@ -213,7 +213,9 @@ impl<P: Payload> Server<P> {
         let names_us =
             config.is_member(self.id) || config.joining.is_some_and(|j| j.target == self.id);
         if !self.replicas.contains_key(&segment) {
-            if !names_us || self.deleted.contains(&segment) {
+            // The map may be behind what a peer told us before we left.
+            let left = self.left.get(&segment).copied().unwrap_or_default();
+            if !names_us || self.deleted.contains(&segment) || config.epoch < left {
                 return;
             }
             self.left.remove(&segment);

@@ -179,6 +179,11 @@ impl Plan {
                 *weight = typical * r.range_u32(1, 4);
             }
         }
+        // A generator of its own, so that the rest of the plan is as it was.
+        let exclusive = Rng::new(seed ^ 0x00a7_7ac4).below(3) == 0;
+        if exclusive {
+            faults.client_crash = faults.client_crash.max(3) * 8;
+        }
         let targeted = |r: &mut Rng| {
             if r.coin() { r.range_u32(100_000, 700_000) } else { 0 }
         };
@@ -186,8 +191,7 @@ impl Plan {
             seed,
             servers: usize::try_from(servers).expect("a handful"),
             clients: usize::try_from(r.range(2, 3)).expect("a handful"),
-            // A generator of its own, so that the rest of the plan is as it was.
-            exclusive: Rng::new(seed ^ 0x00a7_7ac4).below(3) == 0,
+            exclusive,
             segments: r.range_u32(2, 3),
             replicas,
             geometry: Geometry { segment_blocks: 16, chunk_blocks: 4, region_blocks: 8 },

@@ -189,6 +189,14 @@ impl World {
         self.say(None, || format!("c{id} has attached under writer token {writer}"));
     }
 
+    /// Who writes, where one alone may.
+    pub(super) fn writer(&self) -> Option<usize> {
+        let of = |c: &ClientHost| if self.plan.exclusive { c.writer } else { 0 };
+        (0..self.clients.len())
+            .filter(|&c| of(&self.clients[c]) > 0)
+            .max_by_key(|&c| of(&self.clients[c]))
+    }
+
     /// Another process, in the place of this client, asks the map for the volume, whoever has it.
     pub(super) fn take_over(&mut self, client: usize) {
         let clients = u64::try_from(self.clients.len()).expect("few clients");
@@ -445,7 +453,8 @@ impl World {
         let invoked_at = c.invoked.remove(&op).unwrap_or(0);
         let writer = c.writer;
         let is_failed = matches!(result, OpResult::Failed(_));
-        if !is_failed {
+        // A flush with nothing to flush asks nobody, and promises nothing new.
+        if !is_failed && !matches!(was, Op::Flush) {
             let verdict = self.attachments.succeeded(writer, invoked_at);
             self.judge(verdict);
         }
