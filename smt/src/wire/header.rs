@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::checksum::small_sum;
-use super::version::VERSION;
+use super::version::{OLDEST, VERSION};
 use super::{BLOCKS_MAX, META_BYTES_MAX};
 use crate::ids::*;
 
@@ -18,6 +18,8 @@ pub enum WireError {
     Magic { found: u32 },
     #[error("wire format version {found} is newer than ours ({VERSION}): upgrade this side first")]
     Version { found: u16 },
+    #[error("wire format version {found} is older than {OLDEST}: upgrade the other side first")]
+    TooOld { found: u16 },
     #[error("unknown message kind {found}")]
     Kind { found: u8 },
     #[error("{what} of {bytes} bytes is more than a message may carry")]
@@ -176,8 +178,11 @@ impl Header {
             return Err(WireError::Magic { found });
         }
         let found = u16::from_le_bytes(take(&mut left)?);
-        if found == 0 || found > VERSION {
+        if found > VERSION {
             return Err(WireError::Version { found });
+        }
+        if found < OLDEST {
+            return Err(WireError::TooOld { found });
         }
         let [kind, flags] = take(&mut left)?;
         let header = Header {

@@ -52,7 +52,7 @@ fn config() -> SegmentConfig {
         replicas: 2,
         active: Epoch(4),
         geometry: Geometry { segment_blocks: 256, chunk_blocks: 64, region_blocks: 256 },
-        writer: 0,
+        writer: 11,
     }
 }
 
@@ -84,6 +84,7 @@ fn examples() -> Vec<Message<Blocks>> {
         request(RequestBody::Write { range, data: data.clone(), sums: sums.clone() }),
         request(RequestBody::Zero { range }),
         request(RequestBody::Flush),
+        request(RequestBody::Fence),
         reply(ReplyBody::Done),
         reply(ReplyBody::Data { data: data.clone(), sums: sums.clone() }),
         reply(ReplyBody::Retry { after_ns: 5 }),
@@ -206,6 +207,14 @@ fn a_newer_version_is_refused_by_its_number() {
     assert_eq!(Header::parse(&bytes), Err(WireError::Version { found: VERSION + 1 }));
 }
 
+/// Version 1 had no writer token in a config, so its bytes mean something else.
+#[test]
+fn a_version_from_before_the_oldest_is_refused_by_its_number() {
+    let mut bytes = Header::new(Kind::Flush).to_bytes(&[]);
+    bytes[4..6].copy_from_slice(&(OLDEST - 1).to_le_bytes());
+    assert_eq!(Header::parse(&bytes), Err(WireError::TooOld { found: OLDEST - 1 }));
+}
+
 #[test]
 fn a_header_cannot_announce_more_than_a_message_may_carry() {
     let mut header = Header::new(Kind::Write);
@@ -227,7 +236,8 @@ fn a_header_cannot_announce_more_than_a_message_may_carry() {
 proptest! {
     #[test]
     fn arbitrary_bytes_are_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let mut head = b"PTRL\x01\x00".to_vec();
+        let mut head = b"PTRL".to_vec();
+        head.extend(VERSION.to_le_bytes());
         head.extend(&bytes);
         prop_assert!(receive(&head, None).is_err());
     }

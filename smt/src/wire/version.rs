@@ -3,3 +3,7 @@
 /// * 1: the first.
 /// * 2: `Fence`, and the writer token in a segment's config.
 pub const VERSION: u16 = 2;
+
+/// The oldest that is understood. Version 1 was never in a release.
+pub const OLDEST: u16 = 2;
+const _: () = assert!(OLDEST <= VERSION);
