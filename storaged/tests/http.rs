@@ -5,6 +5,9 @@
 //! behind it: what a shard would propose (other servers, primaries that serve) the tests send
 //! down the same channel.
 
+#[path = "http/attach.rs"]
+mod attach;
+
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 use smt::ServerId;
-use smt::map::{Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume};
+use smt::map::{
+    Attachment, Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume,
+};
 
 use crate::control::scores::Scores;
 use crate::control::times::rfc3339;
@@ -69,7 +71,24 @@ pub fn volume(volume: &Volume) -> Value {
         "replicas": volume.replicas,
         "criticality": volume.criticality,
         "durability": volume.durability,
+        "attachment": volume.attachment.as_ref().map(attachment),
     })
+}
+
+/// Who has a volume attached. Ids of clients are random, and too large for JSON's numbers.
+pub fn attachment(attachment: &Attachment) -> Value {
+    let Attachment { mode, clients } = attachment;
+    let clients: Vec<Value> = clients
+        .iter()
+        .map(|client| {
+            json!({
+                "client_id": client.client.0.to_string(),
+                "owner": client.owner,
+                "attached_at": rfc3339(client.at_unix_ms),
+            })
+        })
+        .collect();
+    json!({ "mode": mode, "clients": clients })
 }
 
 pub fn segment(map: &Map, scores: &Scores, config: &SegmentConfig) -> Value {
