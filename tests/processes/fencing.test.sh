@@ -7,13 +7,17 @@ here=$(cd "$(dirname "$0")" && pwd)
 bridges=()
 
 end_bridges() {
-    local pid
+    local status=$? pid
+    set +e
     for pid in "${bridges[@]}"; do
-        kill -CONT "$pid" 2>/dev/null || true
-        kill -9 "$pid" 2>/dev/null || true
+        kill -CONT "$pid" 2>/dev/null
+        kill -9 "$pid" 2>/dev/null
     done
+    if [ "$status" != 0 ]; then tail -n 8 "$WORK"/*.log; fi
+    (exit "$status")
+    at_end
 }
-trap 'end_bridges; at_end' EXIT
+trap end_bridges EXIT
 
 # bridge NAME ARGS...: a bridge on vol0 with a socket of its own; sets PID.
 bridge() {

@@ -17,6 +17,17 @@ pub const SHARERS_MAX: usize = 64;
 /// Bytes of an owner's name.
 pub const OWNER_BYTES_MAX: usize = 255;
 
+impl Attachment {
+    /// Whether it keeps out a client that wants the volume in this mode, and not by force.
+    #[must_use]
+    pub fn keeps_out(&self, client: ClientId, mode: AttachMode) -> bool {
+        // Asked twice: the answer to the first may have been lost.
+        let has_it = self.mode == mode && self.clients.iter().any(|c| c.client == client);
+        let shares = self.mode == AttachMode::Shared && mode == AttachMode::Shared;
+        !has_it && !shares
+    }
+}
+
 impl Map {
     pub(super) fn attach(
         &mut self,
@@ -37,13 +48,14 @@ impl Map {
             )));
         }
         if let Some(held) = &mut volume.attachment {
+            if !force && held.keeps_out(attached.client, mode) {
+                return Err(held_by(name, held));
+            }
             let is_there = held.clients.iter().any(|c| c.client == attached.client);
             if is_there && held.mode == mode {
-                // Asked twice: the answer to the first may have been lost.
                 return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
             }
-            let shares = held.mode == AttachMode::Shared && mode == AttachMode::Shared;
-            if shares && !force {
+            if !force {
                 if held.clients.len() >= SHARERS_MAX {
                     return Err(refused(format!(
                         "volume {name} is shared by {SHARERS_MAX} clients already"
@@ -51,9 +63,6 @@ impl Map {
                 }
                 held.clients.push(attached);
                 return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
-            }
-            if !force {
-                return Err(held_by(name, held));
             }
         }
         volume.writer += 1;
@@ -85,7 +94,8 @@ impl Map {
 }
 
 /// Refused, because somebody has it.
-pub(super) fn held_by(name: &str, held: &Attachment) -> Refused {
+#[must_use]
+pub fn held_by(name: &str, held: &Attachment) -> Refused {
     let (client, owner) = held
         .clients
         .first()

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use smt::map::{AttachMode, Attachment, Command, Refused, Reply};
+use smt::map::{AttachMode, Attachment, Command, Refused, Reply, held_by};
 use smt::{ClientId, VolumeId};
 
 use super::{ChangeError, Control, unix_ms};
@@ -134,15 +134,24 @@ impl Control {
         let _turn = alive.turn.lock().await;
         self.barrier().await?;
         let Wish { volume, client, owner, mode, force } = wish;
-        let silent = self.with_map(|map| {
+        let known = self.with_map(|map| {
             let known = map.volume_by_name(&volume)?;
-            let held = known.attachment.as_ref()?;
-            alive.are_silent(known.id, held).then(|| held.clone())
+            Some((known.id, known.writer, known.attachment.clone()?))
         });
-        if let Some(held) = &silent {
-            tracing::warn!(volume, owner, ?held, "its holders are silent: it may be taken over");
+        let mut force = force;
+        if let Some((id, writer, held)) = &known
+            && !force
+        {
+            if !held.keeps_out(client, mode) {
+                self.strike_off_silent_sharers(&volume, *id, *writer, held).await?;
+            } else if alive.are_silent(*id, held) {
+                tracing::warn!(volume, owner, ?held, "its holders are silent, it is taken over");
+                force = true;
+            } else {
+                // Those who stand by ask every second. The log need not hear of it.
+                return Err(held_by(&volume, held).into());
+            }
         }
-        let force = force || silent.is_some();
         let at_unix_ms = unix_ms();
         let command = Command::Attach { volume, client, owner, mode, force, at_unix_ms };
         let (version, reply) = self.change_at(command).await?;
@@ -152,6 +161,25 @@ impl Control {
         };
         alive.hear(id, client);
         Ok(Got { id, writer, version })
+    }
+
+    /// Sharers that died without a word would leave no room for new ones in the end.
+    async fn strike_off_silent_sharers(
+        &self,
+        volume: &str,
+        id: VolumeId,
+        writer: u64,
+        held: &Attachment,
+    ) -> Result<(), ChangeError> {
+        for sharer in held.clients.iter().filter(|_| held.mode == AttachMode::Shared) {
+            let client = sharer.client;
+            if self.inner.alive.silent(id, client) >= SILENT_MAX {
+                tracing::warn!(volume, owner = sharer.owner, "a silent sharer is struck off");
+                let volume = volume.to_owned();
+                self.change(Command::Detach { volume, client, writer }).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A sign of life; false if the client does not have the volume under this token any more.

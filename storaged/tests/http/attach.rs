@@ -123,6 +123,28 @@ fn a_holder_that_is_silent_for_ten_seconds_is_put_out_and_one_that_is_not_stays(
     cluster.post("/v1/volumes/vol1/attach", &wish("2", "host-b")).problem(409);
 }
 
+/// What a standby asks every second must not fill the log.
+#[test]
+fn a_refusal_changes_nothing_and_a_silent_sharer_makes_room() {
+    let dir = dir();
+    let cluster = Cluster::start(&dir, 1, false);
+    cluster.create("vol0", 1, 1);
+    let shared = |id: &str| json!({ "client_id": id, "owner": id, "mode": "shared" });
+    cluster.post(ATTACH, &shared("1")).ok(200);
+    cluster.post(ATTACH, &shared("2")).ok(200);
+    let version = || cluster.get("/v1/cluster").ok(200)["smt_version"].clone();
+    let before = version();
+    cluster.post(ATTACH, &wish("3", "c")).problem(409);
+    cluster.post(KEEP_ALIVE, &holder("3", 1)).problem(409);
+    assert_eq!(version(), before);
+    for _ in 0..11 {
+        std::thread::sleep(Duration::from_secs(1));
+        cluster.post(KEEP_ALIVE, &holder("2", 1)).ok(200);
+    }
+    assert_eq!(cluster.post(ATTACH, &shared("3")).ok(200)["writer"], 1);
+    assert_eq!(owners(&cluster), ["2", "3"]);
+}
+
 #[test]
 fn an_attached_volume_is_deleted_by_force_alone() {
     let dir = dir();
