@@ -2,7 +2,8 @@
 //!
 //! Invariant: a volume is called unknown only by a server that looked behind a read barrier. A
 //! stale map is taken when no better one is to be had: it costs a redirect, never correctness
-//! (C2), and lets a volume be opened while consensus is down.
+//! (C2), and lets a volume be read while consensus is down. A change is asked for only where asking
+//! twice does no harm.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Attachments over HTTP: who gets a volume, who is refused and told why, who is shown.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use smt::map::Command;
@@ -109,15 +109,24 @@ fn a_holder_that_is_silent_for_ten_seconds_is_put_out_and_one_that_is_not_stays(
         let why = cluster.post(ATTACH, &wish("2", "host-b")).problem(409);
         assert!(why.contains("host-a"), "after {second} s: {why}");
     }
-    std::thread::sleep(Duration::from_millis(1500));
-    // Two at once, who both find it silent: one gets it, and is not put out by the other.
-    let both = std::thread::scope(|scope| {
-        let tries = ["2", "3"].map(|id| {
-            let cluster = &cluster;
-            scope.spawn(move || cluster.post(ATTACH, &wish(id, "host-b")).status)
+    // Two at once, who both find it silent: one gets it, and is not put out by the other. On a
+    // machine that is too busy to look after it, a leader forgives some silence.
+    let began = Instant::now();
+    let both = loop {
+        let both = std::thread::scope(|scope| {
+            let tries = ["2", "3"].map(|id| {
+                let cluster = &cluster;
+                scope.spawn(move || cluster.post(ATTACH, &wish(id, "host-b")).status)
+            });
+            tries.map(|answer| answer.join().expect("it was asked"))
         });
-        tries.map(|answer| answer.join().expect("it was asked"))
-    });
+        assert!(began.elapsed() < Duration::from_secs(40), "nobody got it");
+        cluster.post("/v1/volumes/vol1/keep-alive", &holder("1", 1)).ok(200);
+        if both != [409, 409] {
+            break both;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
     assert!(both.contains(&200) && both.contains(&409), "{both:?}");
     assert_eq!(cluster.post(KEEP_ALIVE, &holder("1", 1)).status, 409);
     cluster.post("/v1/volumes/vol1/attach", &wish("2", "host-b")).problem(409);
@@ -137,12 +146,16 @@ fn a_refusal_changes_nothing_and_a_silent_sharer_makes_room() {
     cluster.post(ATTACH, &wish("3", "c")).problem(409);
     cluster.post(KEEP_ALIVE, &holder("3", 1)).problem(409);
     assert_eq!(version(), before);
-    for _ in 0..11 {
+    assert_eq!(cluster.post(ATTACH, &shared("3")).ok(200)["writer"], 1);
+    assert_eq!(owners(&cluster), ["1", "2", "3"]);
+    let began = Instant::now();
+    while owners(&cluster) != ["2", "3"] {
+        assert!(began.elapsed() < Duration::from_secs(40), "it has a place for ever");
         std::thread::sleep(Duration::from_secs(1));
         cluster.post(KEEP_ALIVE, &holder("2", 1)).ok(200);
+        cluster.post(ATTACH, &shared("3")).ok(200);
     }
-    assert_eq!(cluster.post(ATTACH, &shared("3")).ok(200)["writer"], 1);
-    assert_eq!(owners(&cluster), ["2", "3"]);
+    assert!(began.elapsed() > Duration::from_secs(9), "it was not silent for long");
 }
 
 #[test]
