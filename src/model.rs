@@ -141,6 +141,22 @@ pub struct Volume {
     pub replicas: Option<u64>,
     pub criticality: Option<String>,
     pub durability: Option<String>,
+    pub attachment: Option<Attachment>,
+}
+
+/// Who has a volume attached.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Attachment {
+    pub mode: Option<String>,
+    pub clients: Vec<AttachedClient>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct AttachedClient {
+    pub owner: String,
+    pub attached_at: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -280,7 +280,13 @@ fn orders_about_servers_and_volumes_go_where_the_contract_says() {
 #[test]
 fn segments_and_volumes_are_listed_with_their_replicas() {
     let server = FakeServer::start(|request, _| match request.path.as_str() {
-        "/v1/volumes/v" => Answer::json(200, &json!({"name": "v", "size_bytes": 1 << 30})),
+        "/v1/volumes/v" => {
+            let clients = json!([{"client_id": "18446744073709551615", "owner": "nbd-bridge on a",
+                "attached_at": "2026-11-21T12:00:00.000Z"}]);
+            let attachment = json!({"mode": "exclusive", "clients": clients});
+            let volume = json!({"name": "v", "size_bytes": 1 << 30, "attachment": attachment});
+            Answer::json(200, &volume)
+        }
         "/v1/volumes" => {
             let volume = json!({"name": "v", "id": "x", "size_bytes": 1_u64 << 30,
                 "segment_bytes": 64 << 20, "replicas": 2, "criticality": "normal",
@@ -303,6 +309,7 @@ fn segments_and_volumes_are_listed_with_their_replicas() {
     assert!(volumes.contains("write-through") && volumes.contains("64 MiB"), "{volumes}");
     let shown = ask(&server, &["volume", "show", "v"]).expect_code(0).stdout;
     assert!(shown.contains("0 healthy, 1 degraded"), "{shown}");
+    assert!(shown.contains("attached to nbd-bridge on a since 2026-11-21T12:00"), "{shown}");
     ask(&server, &["volume", "show", "nope"]).expect_code(1);
 }
 

@@ -28,6 +28,22 @@ pub enum VolumeError {
     /// A later attachment took the volume over.
     #[error("fenced: another attachment has taken the volume over")]
     Fenced,
+    /// Another one has the volume attached, and it was not to be waited for.
+    #[error("open volume {name}: it is attached to {owner}")]
+    Attached {
+        /// The name asked for.
+        name: String,
+        /// Who has it.
+        owner: String,
+    },
+    /// The cluster refused to attach the volume.
+    #[error("open volume {name}: {why}")]
+    Refused {
+        /// The name asked for.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The volume was deleted.
     #[error("the volume was deleted")]
     Gone,

@@ -15,6 +15,7 @@ mod data;
 mod driver;
 mod error;
 pub mod frames;
+mod options;
 pub mod size;
 mod volume;
 
@@ -22,5 +23,6 @@ pub use control::{ControlError, VolumeSummary};
 pub use data::Data;
 pub use driver::{ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState};
 pub use error::{ConnectError, VolumeError};
+pub use options::{OpenMode, OpenOptions};
 pub use reactor::{Buffer, SharedBuffer};
 pub use volume::{Cluster, Opening, Operation, Volume};

@@ -89,6 +89,8 @@ pub struct ExportInfo {
     /// FLUSH and FUA on any connection cover the writes acknowledged on all of them.
     pub can_multi_conn: bool,
     pub rotational: bool,
+    /// It is known, and nobody is let in to it any more.
+    pub is_shut_down: bool,
     pub block_sizes: BlockSizes,
 }
 
@@ -120,6 +122,7 @@ impl ExportInfo {
             read_only: false,
             can_multi_conn: false,
             rotational: false,
+            is_shut_down: false,
             block_sizes: BlockSizes::DEFAULT,
         })
     }
@@ -145,6 +148,7 @@ impl ExportInfo {
             read_only,
             can_multi_conn,
             rotational,
+            is_shut_down: _,
             block_sizes: _,
         } = *self;
         let when = |condition: bool, flags: u16| if condition { flags } else { 0 };

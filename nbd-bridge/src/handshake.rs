@@ -304,7 +304,8 @@ impl Handshake {
         name: &[u8],
         replier: &mut Replier<'_>,
     ) -> Outcome {
-        let export = find(exports, name).filter(|_| !self.stopping);
+        let export = find(exports, name);
+        let export = export.filter(|export| !self.stopping && !export.is_shut_down);
         let Some(export) = export else {
             return Outcome::Close(CloseReason::ExportNameRefused);
         };
@@ -329,10 +330,7 @@ impl Handshake {
             replier.error(REP_ERR_TOO_BIG, "the export name is longer than 4096 bytes");
             return None;
         }
-        let Some(export) = find(exports, name) else {
-            replier.error(REP_ERR_UNKNOWN, "there is no such export");
-            return None;
-        };
+        let export = open_to_clients(exports, name, replier)?;
         replier.info_export(&export, self.structured_replies);
         if asks_name {
             replier.info_name(&export);
@@ -389,10 +387,7 @@ impl Handshake {
             replier.error(REP_ERR_TOO_BIG, "the export name is longer than 4096 bytes");
             return None;
         }
-        let Some(export) = find(exports, name) else {
-            replier.error(REP_ERR_UNKNOWN, "there is no such export");
-            return None;
-        };
+        let export = open_to_clients(exports, name, replier)?;
         Some((request, export))
     }
 
@@ -409,6 +404,23 @@ impl Handshake {
 /// A name that is not UTF-8 is no export of ours: ours are Rust strings.
 fn find(exports: &dyn Exports, name: &[u8]) -> Option<ExportInfo> {
     exports.resolve(str::from_utf8(name).ok()?)
+}
+
+/// The export of this name, if clients are let in to it; else answers why there is none.
+fn open_to_clients(
+    exports: &dyn Exports,
+    name: &[u8],
+    replier: &mut Replier<'_>,
+) -> Option<ExportInfo> {
+    let export = find(exports, name);
+    match &export {
+        None => replier.error(REP_ERR_UNKNOWN, "there is no such export"),
+        Some(export) if export.is_shut_down => {
+            replier.error(REP_ERR_SHUTDOWN, "another client has taken the export over");
+        }
+        Some(_) => {}
+    }
+    export.filter(|export| !export.is_shut_down)
 }
 
 const fn need(inbox_bytes: usize) -> Step {

@@ -179,4 +179,12 @@ pub enum Mutant {
     D9ZeroEntryNotSynced,
     /// E1: an adopted epoch is not made durable before it is acted on.
     E1AdoptNotDurable,
+    /// A1: an attachment is complete without a fence.
+    A1NoFence,
+    /// A1: a fence is acknowledged by whoever gets it, not by an active primary alone.
+    A1FenceAnybody,
+    /// A2: a new primary does not know the writer token of its config.
+    A2TokenNotInConfig,
+    /// A3: a request is taken whatever its writer token.
+    A3NoTokenCheck,
 }

@@ -219,17 +219,28 @@ pub struct ClientRequest<P> {
     pub op: OpId,
     pub segment: SegmentId,
     pub epoch: Epoch,
-    /// The attachment's writer token (A1); 0 until attachments exist.
+    /// The attachment's writer token (A1); 0 of a client without one, who may only read once the
+    /// volume has been attached by anybody.
     pub writer: u64,
     pub body: RequestBody<P>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestBody<P> {
-    Read { range: BlockRange },
-    Write { range: BlockRange, data: P, sums: Sums },
-    Zero { range: BlockRange },
+    Read {
+        range: BlockRange,
+    },
+    Write {
+        range: BlockRange,
+        data: P,
+        sums: Sums,
+    },
+    Zero {
+        range: BlockRange,
+    },
     Flush,
+    /// Makes older writer tokens void at this primary (A1).
+    Fence,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -69,6 +69,15 @@ fn show(context: &Context, name: &str) -> Result<(), Error> {
         in_state.count()
     };
     let mut text = render(std::slice::from_ref(&volume));
+    if let Some(held) = &volume.attachment {
+        let mode = or_dash(held.mode.as_ref());
+        for client in &held.clients {
+            let since = or_dash(client.attached_at.as_ref());
+            let owner = &client.owner;
+            write!(text, "\n\nattached to {owner} since {since} ({mode})")
+                .expect("writing to a String cannot fail");
+        }
+    }
     write!(
         text,
         "\n\n{} segments: {} healthy, {} degraded, {} unavailable",
@@ -100,8 +109,30 @@ fn render(volumes: &[Volume]) -> String {
             or_dash(volume.replicas.as_ref()),
             or_dash(volume.criticality.as_ref()),
             or_dash(volume.durability.as_ref()),
+            attached_to(volume),
             or_dash(volume.id.as_ref()),
         ]
     });
-    table(["VOLUME", "SIZE", "SEGMENTS OF", "REPLICAS", "CRITICALITY", "DURABILITY", "ID"], rows)
+    table(
+        [
+            "VOLUME",
+            "SIZE",
+            "SEGMENTS OF",
+            "REPLICAS",
+            "CRITICALITY",
+            "DURABILITY",
+            "ATTACHED TO",
+            "ID",
+        ],
+        rows,
+    )
+}
+
+/// The one who has it; or how many share it.
+fn attached_to(volume: &Volume) -> String {
+    match volume.attachment.as_ref().map(|held| held.clients.as_slice()) {
+        None | Some([]) => "-".to_owned(),
+        Some([one]) => one.owner.clone(),
+        Some(sharers) => format!("{} sharers", sharers.len()),
+    }
 }

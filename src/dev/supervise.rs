@@ -332,6 +332,9 @@ fn bridge(
         NbdListen::Tcp(_) => (nbd.to_string().into(), None),
     };
     arguments.extend(["--listen".into(), listen, "--exit-on-stdin-close".into()]);
+    // The cluster is ours, and so is whichever bridge had a volume before: one that was killed must
+    // not be waited for.
+    arguments.push("--take-over".into());
     if !nbd.is_local() && args.insecure {
         arguments.push("--insecure".into());
     }

@@ -5,6 +5,8 @@
 //! behind it: what a shard would propose (other servers, primaries that serve) the tests send
 //! down the same channel.
 
+#[path = "http/attach.rs"]
+mod attach;
 #[path = "http/heat.rs"]
 mod heat;
 #[path = "http/orchestrator.rs"]

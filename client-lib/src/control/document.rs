@@ -44,6 +44,40 @@ pub(super) struct RawServer {
     pub http: Option<String>,
 }
 
+/// `POST /v1/volumes/{volume}/attach`, of which only this is of use here.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct RawAttached {
+    pub writer: u64,
+    pub version: MapVersion,
+}
+
+/// Problem details, with who has a volume where that is the problem.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawProblem {
+    pub detail: String,
+    pub attachment: Option<RawAttachment>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct RawAttachment {
+    clients: Vec<RawClient>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RawClient {
+    owner: String,
+}
+
+impl RawProblem {
+    /// Who has the volume, if it says.
+    pub fn holders(&self) -> Option<String> {
+        let clients = &self.attachment.as_ref()?.clients;
+        let owners: Vec<&str> = clients.iter().map(|client| client.owner.as_str()).collect();
+        (!owners.is_empty()).then(|| owners.join(", "))
+    }
+}
+
 /// `GET /v1/cluster`, of which only this is of use here.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct RawCluster {

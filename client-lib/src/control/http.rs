@@ -2,7 +2,8 @@
 //!
 //! Invariant: a volume is called unknown only by a server that looked behind a read barrier. A
 //! stale map is taken when no better one is to be had: it costs a redirect, never correctness
-//! (C2), and lets a volume be opened while consensus is down.
+//! (C2), and lets a volume be read while consensus is down. A change is asked for only where asking
+//! twice does no harm.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::ControlError;
-use super::document::{MapDocument, RawCluster, RawMap, RawVolumes, ServerAddress, VolumeSummary};
+use super::document::{
+    MapDocument, RawCluster, RawMap, RawProblem, RawVolumes, ServerAddress, VolumeSummary,
+};
 use crate::error::ConnectError;
 
 /// A machine that is up accepts within a round trip; half a second also covers a busy one.
@@ -35,6 +38,15 @@ pub(super) struct Http {
 enum Attempt {
     NotFound,
     Failed(String),
+}
+
+/// What came of a change that was asked for.
+pub(super) enum Posted<T> {
+    Done(T),
+    NotFound,
+    Refused(RawProblem),
+    /// It may have happened.
+    Unreachable(String),
 }
 
 impl Http {
@@ -167,6 +179,51 @@ impl Http {
             }
         }
         if missing { Ok(None) } else { Err(tried.join("; ")) }
+    }
+
+    /// Asks for a change of a volume that may be asked for twice, in turn until one answers.
+    pub fn post<T: DeserializeOwned>(
+        &mut self,
+        volume: &str,
+        verb: &str,
+        body: &serde_json::Value,
+    ) -> Posted<T> {
+        let route = format!("/v1/volumes/{}/{verb}", escape(volume));
+        let mut tried = Vec::new();
+        for step in 0..self.urls.len() {
+            let position = (self.preferred + step) % self.urls.len();
+            let url = &self.urls[position];
+            match self.attempt_post(&format!("{url}{route}"), body) {
+                Ok(posted) => {
+                    self.preferred = position;
+                    return posted;
+                }
+                Err(why) => tried.push(format!("{url}: {why}")),
+            }
+        }
+        Posted::Unreachable(tried.join("; "))
+    }
+
+    fn attempt_post<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &serde_json::Value,
+    ) -> Result<Posted<T>, String> {
+        let sent = self.agent.post(target).send_json(body);
+        let mut response = sent.map_err(|why| why.to_string())?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+        let body = body.map_err(|why| why.to_string())?;
+        match status {
+            200..300 => {
+                serde_json::from_slice(&body).map(Posted::Done).map_err(|why| why.to_string())
+            }
+            404 => Ok(Posted::NotFound),
+            400..500 => Ok(Posted::Refused(serde_json::from_slice(&body).unwrap_or_else(|_| {
+                RawProblem { detail: format!("it answered {status}"), ..RawProblem::default() }
+            }))),
+            _ => Err(format!("it answered {status}")),
+        }
     }
 
     fn attempt<T: DeserializeOwned>(&self, target: &str) -> Result<T, Attempt> {

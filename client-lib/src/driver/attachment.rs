@@ -1,7 +1,8 @@
-//! Attachment: one volume, from the question for its map to its end, and its brain.
+//! Attachment: one volume, from the question for it to its end, and its brain.
 //!
-//! Invariant: the brain is told what happened in order, and what it asks for is done in order. An
-//! attachment that is closed stays closed; what was submitted has been completed by then.
+//! Invariant: the brain is told what happened in order, and what it asks for is done in order.
+//! Nothing is submitted to it before its fence is complete (A1). An attachment that is closed stays
+//! closed; what was submitted has been completed by then.
 //!
 //! Leaves to others: byte ranges (`jobs`), connections (`links`), when to ask for the map.
 
@@ -9,7 +10,10 @@ use std::collections::{HashMap, VecDeque};
 use std::slice;
 
 use reactor::Reactor;
-use smt::client::{Client, ClientAction, ClientError, ClientEvent, ClientSettings, VolumeConfig};
+use smt::client::{
+    Client, ClientAction, ClientError, ClientEvent, ClientSettings, OpResult, VolumeConfig,
+    VolumeRequest,
+};
 use smt::ids::{BLOCK_BYTES, MapVersion, OpId, ServerId, Session, Tick, VolumeId};
 use smt::map::SegmentConfig;
 use smt::message::{ClientReply, ClientRequest, ReplyBody, VolumeDelta};
@@ -18,9 +22,10 @@ use smt::wire::Message;
 use super::jobs::{Job, Step};
 use super::links::Links;
 use super::request::{Completion, Request, VolumeHandle, VolumeState};
-use crate::control::MapDocument;
+use crate::control::{AttachWish, Attached, MapDocument};
 use crate::data::Data;
 use crate::error::VolumeError;
+use crate::options::{OpenMode, OpenOptions};
 
 pub(super) const BLOCK: usize = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);
@@ -41,7 +46,16 @@ pub(super) struct Hands<'a> {
 
 #[derive(Debug)]
 enum Phase {
-    Opening { waiting: Vec<(u64, Request)>, last: Option<String> },
+    /// Nothing is known of it, but perhaps its token.
+    Opening {
+        waiting: Vec<(u64, Request)>,
+        last: Option<String>,
+    },
+    /// The map is here; older attachments are being made harmless (A1).
+    Fencing {
+        brain: Box<Client<Data>>,
+        waiting: Vec<(u64, Request)>,
+    },
     Open(Box<Client<Data>>),
     Closed(VolumeError),
 }
@@ -50,6 +64,9 @@ enum Phase {
 pub(super) struct Attachment {
     pub(super) handle: VolumeHandle,
     pub name: String,
+    pub options: OpenOptions,
+    /// What the map gave us, for one that is not for reading alone.
+    attached: Option<Attached>,
     /// 0 until the map has told.
     volume: VolumeId,
     phase: Phase,
@@ -90,10 +107,12 @@ pub(super) fn attachment_of(op: OpId) -> (usize, OpId) {
 }
 
 impl Attachment {
-    pub fn new(handle: VolumeHandle, name: &str) -> Attachment {
+    pub fn new(handle: VolumeHandle, name: &str, options: OpenOptions) -> Attachment {
         Attachment {
             handle,
             name: name.to_owned(),
+            options,
+            attached: None,
             volume: VolumeId(0),
             phase: Phase::Opening { waiting: Vec::new(), last: None },
             events: VecDeque::new(),
@@ -108,6 +127,10 @@ impl Attachment {
     pub fn state(&self) -> VolumeState {
         match &self.phase {
             Phase::Opening { waiting: _, last } => VolumeState::Opening { last: last.clone() },
+            Phase::Fencing { .. } => {
+                let last = "not every segment's primary has answered the fence yet".to_owned();
+                VolumeState::Opening { last: Some(last) }
+            }
             Phase::Open(brain) => {
                 VolumeState::Open { size_bytes: brain.size_blocks() * BLOCK_BYTES }
             }
@@ -117,7 +140,7 @@ impl Attachment {
 
     fn brain(&self) -> Option<&Client<Data>> {
         match &self.phase {
-            Phase::Open(brain) => Some(brain),
+            Phase::Open(brain) | Phase::Fencing { brain, .. } => Some(brain),
             Phase::Opening { .. } | Phase::Closed(_) => None,
         }
     }
@@ -130,7 +153,7 @@ impl Attachment {
     /// Requests that have not ended.
     pub fn in_flight(&self) -> usize {
         let waiting = match &self.phase {
-            Phase::Opening { waiting, last: _ } => waiting.len(),
+            Phase::Opening { waiting, .. } | Phase::Fencing { waiting, .. } => waiting.len(),
             Phase::Open(_) | Phase::Closed(_) => 0,
         };
         self.jobs.len() + waiting
@@ -141,6 +164,39 @@ impl Attachment {
         self.brain().and_then(Client::next_wake)
     }
 
+    /// What has to be attached before the map is of any use.
+    pub fn wish(&self) -> Option<AttachWish> {
+        let is_shared = match self.options.mode {
+            OpenMode::ReadOnly => return None,
+            OpenMode::Exclusive => false,
+            OpenMode::Shared => true,
+        };
+        if self.attached.is_some() || !matches!(self.phase, Phase::Opening { .. }) {
+            return None;
+        }
+        Some(AttachWish {
+            attachment: self.handle.0,
+            name: self.name.clone(),
+            owner: self.options.owner_within_bounds().to_owned(),
+            is_shared,
+            is_forced: self.options.take_over,
+        })
+    }
+
+    /// The map has given the volume to us; false if nobody waits for it any more.
+    pub fn take(&mut self, attached: Attached) -> bool {
+        let is_wanted = matches!(self.phase, Phase::Opening { .. });
+        if is_wanted {
+            self.attached = Some(attached);
+        }
+        is_wanted
+    }
+
+    /// Whether it is of a kind that has to be attached.
+    pub fn attaches(&self) -> bool {
+        self.options.mode != OpenMode::ReadOnly
+    }
+
     /// The map has come: the first opens the volume, later ones are news like any other.
     pub fn learn(
         &mut self,
@@ -148,22 +204,28 @@ impl Attachment {
         up: impl Iterator<Item = (ServerId, Session)>,
         completions: &mut VecDeque<Completion>,
     ) {
+        let read_only = self.options.mode == OpenMode::ReadOnly;
+        let Attached { writer, version: attached_at } =
+            self.attached.unwrap_or(Attached { writer: 0, version: MapVersion(0) });
         let MapDocument { volume, size_bytes, version, .. } = document;
         match &mut self.phase {
             Phase::Closed(_) => {}
-            Phase::Open(brain) if self.volume != volume => {
+            Phase::Open(brain) | Phase::Fencing { brain, .. } if self.volume != volume => {
                 // Another volume goes by this name now: ours was deleted.
                 let to = version.max(brain.version());
                 self.tell(ClientEvent::Delta(gone(self.volume, to)));
             }
-            Phase::Open(_) => {
+            Phase::Open(_) | Phase::Fencing { .. } => {
                 let (from, size_bytes) = (MapVersion(0), Some(size_bytes));
                 let segments = document.segments;
                 let delta = VolumeDelta { volume, from, to: version, size_bytes, segments };
                 self.tell(ClientEvent::Delta(delta));
             }
+            Phase::Opening { waiting: _, last } if version < attached_at => {
+                *last = Some("no server's map has the attachment yet".to_owned());
+            }
             Phase::Opening { waiting, last } => {
-                let brain = config_of(document).and_then(|config| {
+                let brain = config_of(document, writer, read_only).and_then(|config| {
                     let settings = ClientSettings::default();
                     Client::new(config, settings).map_err(|error| error.to_string())
                 });
@@ -175,15 +237,44 @@ impl Attachment {
                     }
                 };
                 let waiting = std::mem::take(waiting);
-                self.phase = Phase::Open(brain);
+                self.phase = Phase::Fencing { brain, waiting };
                 self.volume = volume;
                 for (server, session) in up {
                     self.tell(ClientEvent::LinkUp { server, session });
                 }
+                if read_only {
+                    self.unlock(completions);
+                } else {
+                    self.operate(Step::Fence, VolumeRequest::Fence);
+                }
+            }
+        }
+    }
+
+    /// Nothing keeps the volume from being used any more.
+    fn unlock(&mut self, completions: &mut VecDeque<Completion>) {
+        match std::mem::replace(&mut self.phase, Phase::Closed(VolumeError::Stopped)) {
+            Phase::Fencing { brain, waiting } => {
+                self.phase = Phase::Open(brain);
                 for (token, request) in waiting {
                     self.submit(token, request, completions);
                 }
             }
+            other @ (Phase::Opening { .. } | Phase::Open(_) | Phase::Closed(_)) => {
+                self.phase = other;
+            }
+        }
+    }
+
+    /// The fence has ended. If it failed, the brain is dead, and that is seen to elsewhere.
+    pub(super) fn on_fence(
+        &mut self,
+        result: &OpResult<Data>,
+        completions: &mut VecDeque<Completion>,
+    ) {
+        if *result == OpResult::Done {
+            tracing::debug!(volume = self.name, "attached, and every older attachment is fenced");
+            self.unlock(completions);
         }
     }
 
@@ -196,27 +287,31 @@ impl Attachment {
 
     /// Nobody waits for the map any more.
     pub fn abandon(&mut self, error: VolumeError, completions: &mut VecDeque<Completion>) {
-        let Phase::Opening { waiting, last: _ } = &mut self.phase else {
-            return;
+        match &self.phase {
+            Phase::Opening { .. } | Phase::Fencing { .. } => self.end(error, completions),
+            Phase::Open(_) | Phase::Closed(_) => {}
+        }
+    }
+
+    /// Everything that has not ended ends so, whatever becomes of it, and nothing more begins.
+    pub fn end(&mut self, error: VolumeError, completions: &mut VecDeque<Completion>) {
+        let ended = std::mem::replace(&mut self.phase, Phase::Closed(error.clone()));
+        let waiting = match ended {
+            Phase::Opening { waiting, .. } | Phase::Fencing { waiting, .. } => waiting,
+            Phase::Open(_) => Vec::new(),
+            Phase::Closed(before) => {
+                self.phase = Phase::Closed(before);
+                Vec::new()
+            }
         };
-        for (token, _) in waiting.drain(..) {
+        let jobs = self.jobs.drain().map(|(_, job)| job.token);
+        for token in waiting.into_iter().map(|(token, _)| token).chain(jobs) {
             let (volume, result) = (self.handle, Err(error.clone()));
             completions.push_back(Completion { volume, token, result });
         }
-        self.wants_map = false;
-        self.phase = Phase::Closed(error);
-    }
-
-    /// Everything that has not ended is stopped, whatever becomes of it.
-    pub fn stop(&mut self, completions: &mut VecDeque<Completion>) {
-        self.abandon(VolumeError::Stopped, completions);
-        for (_, job) in self.jobs.drain() {
-            let (volume, result) = (self.handle, Err(VolumeError::Stopped));
-            completions.push_back(Completion { volume, token: job.token, result });
-        }
         self.steps.clear();
         self.events.clear();
-        self.phase = Phase::Closed(VolumeError::Stopped);
+        self.wants_map = false;
     }
 
     /// There is no such volume, says a server behind a read barrier.
@@ -225,7 +320,7 @@ impl Attachment {
             Phase::Opening { .. } => {
                 self.abandon(VolumeError::Unknown { name: self.name.clone() }, completions);
             }
-            Phase::Open(brain) => {
+            Phase::Open(brain) | Phase::Fencing { brain, .. } => {
                 let delta = gone(self.volume, brain.version());
                 self.tell(ClientEvent::Delta(delta));
             }
@@ -235,7 +330,7 @@ impl Attachment {
 
     /// Puts an event before the brain; [`Self::pump`] lets it think.
     pub fn tell(&mut self, event: ClientEvent<Data>) {
-        if let Phase::Open(_) = &self.phase {
+        if self.brain().is_some() {
             self.events.push_back(event);
         }
     }
@@ -268,7 +363,9 @@ impl Attachment {
     /// Starts a request, or keeps it until the volume is open.
     pub fn submit(&mut self, token: u64, request: Request, completions: &mut VecDeque<Completion>) {
         let error = match &mut self.phase {
-            Phase::Opening { waiting, last: _ } => return waiting.push((token, request)),
+            Phase::Opening { waiting, .. } | Phase::Fencing { waiting, .. } => {
+                return waiting.push((token, request));
+            }
             Phase::Open(brain) => {
                 let size_bytes = brain.size_blocks() * BLOCK_BYTES;
                 match request.judge(size_bytes) {
@@ -285,7 +382,7 @@ impl Attachment {
     /// Lets the brain take what was put before it, and does what it asks for.
     pub fn pump(&mut self, hands: &mut Hands<'_>) {
         while let Some(event) = self.events.pop_front() {
-            let Phase::Open(brain) = &mut self.phase else {
+            let (Phase::Open(brain) | Phase::Fencing { brain, .. }) = &mut self.phase else {
                 return;
             };
             let mut actions = std::mem::take(&mut self.actions);
@@ -308,7 +405,7 @@ impl Attachment {
         }
         // A brain that is dead has ended everything, and does nothing more.
         if let Some(error) = self.brain().and_then(Client::dead) {
-            self.phase = Phase::Closed(VolumeError::from(error));
+            self.end(VolumeError::from(error), hands.completions);
         }
     }
 
@@ -325,8 +422,8 @@ fn gone(volume: VolumeId, to: MapVersion) -> VolumeDelta {
     VolumeDelta { volume, from: MapVersion(0), to, size_bytes: None, segments: Vec::new() }
 }
 
-/// The volume as its map says.
-fn config_of(document: MapDocument) -> Result<VolumeConfig, String> {
+/// The volume as its map says, for one who writes under this token.
+fn config_of(document: MapDocument, writer: u64, read_only: bool) -> Result<VolumeConfig, String> {
     let MapDocument { volume, size_bytes, segment_bytes, version, segments, .. } = document;
     let segment_blocks = u32::try_from(segment_bytes / BLOCK_BYTES)
         .ok()
@@ -339,7 +436,7 @@ fn config_of(document: MapDocument) -> Result<VolumeConfig, String> {
         size_blocks,
         segment_blocks,
         configs: segments,
-        writer: 0,
-        read_only: false,
+        writer,
+        read_only,
     })
 }

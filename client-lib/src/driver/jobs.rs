@@ -43,6 +43,8 @@ pub(super) enum Step {
     Hold { job: u64, edge: Edge, patch: Patch },
     /// The old content of the block that is held.
     Fetch { hold: OpId },
+    /// What makes the attachment good (A1).
+    Fence,
 }
 
 impl Patch {
@@ -65,7 +67,7 @@ impl Attachment {
         self.last
     }
 
-    fn operate(&mut self, step: Step, request: VolumeRequest<Data>) -> OpId {
+    pub(super) fn operate(&mut self, step: Step, request: VolumeRequest<Data>) -> OpId {
         let op = OpId(self.number());
         self.steps.insert(op, step);
         self.tell(ClientEvent::Submit { op, request });
@@ -168,6 +170,7 @@ impl Attachment {
                 self.end_part(job, result, completions);
             }
             Some(Step::Fetch { hold }) => self.merge(hold, result, completions),
+            Some(Step::Fence) => self.on_fence(&result, completions),
             None => {}
         }
     }

@@ -4,6 +4,9 @@
 //! [`Driver::tick`] once a turn, and takes what ended from [`Driver::completions`]. No thread is
 //! crossed between a request and its answer; only maps are fetched on a thread of their own.
 //!
+//! A volume that is not for reading alone is attached first, which may mean to stand by while
+//! another one has it, and given back by [`Driver::shut_down`].
+//!
 //! Invariant: a request is completed exactly once. It is completed with an error only when it can
 //! not happen any more, and waits for as long as the cluster cannot be reached (C5).
 //!
@@ -26,9 +29,10 @@ use smt::ids::{ClientId, ServerId, Session, Tick};
 use smt::message::{ClientReply, VolumeDelta};
 use smt::wire::{Message, WireError};
 
-use crate::control::{Answer, Control, ControlError, MapDocument, VolumeSummary};
+use crate::control::{Answer, Attached, Control, ControlError, MapDocument, VolumeSummary};
 use crate::data::Data;
 use crate::error::{ConnectError, VolumeError};
+use crate::options::OpenOptions;
 use attachment::{ATTACHMENTS_MAX, Attachment, Hands, attachment_of};
 use feed::Feed;
 use links::{Identity, Links, Silence};
@@ -40,6 +44,11 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long to wait before a map that could not be had is asked for again, at first and at most.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How often one who stands by asks for the volume.
+const STAND_BY: Duration = Duration::from_secs(1);
+/// How long giving the volumes back may take at the end: a change of the map is a few ms, and a
+/// daemon has 5 s to stop in, most of which its requests may need.
+const DETACH_MAX: Duration = Duration::from_secs(1);
 
 /// Which cluster to attach to, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +78,12 @@ impl ClusterConfig {
 struct Volume {
     attachment: Attachment,
     feed: Feed,
-    /// A question for its map is under way.
+    /// A question for it, or for its map, is under way.
     is_asked: bool,
+    /// What is attached is kept alive by the control thread.
+    is_kept: bool,
+    /// Whoever had it when we asked last.
+    waits_for: Option<String>,
     ask_at: Duration,
     backoff: Duration,
 }
@@ -103,7 +116,7 @@ impl Driver {
         Ok(Driver {
             client: ClientId(client_id),
             cluster: None,
-            control: Control::start(&urls, reactor.waker())?,
+            control: Control::start(&urls, client_id, reactor.waker())?,
             links: Links::default(),
             volumes: Vec::new(),
             completions: VecDeque::new(),
@@ -112,21 +125,24 @@ impl Driver {
         })
     }
 
-    /// Starts opening a volume. It may be used at once: what is submitted waits until it is open.
+    /// Starts opening a volume. It may be used at once: what is submitted waits until it is open,
+    /// which may be until another one has given it back.
     ///
     /// # Panics
     /// When called more than 65,535 times.
-    pub fn open_volume(&mut self, name: &str) -> VolumeHandle {
+    pub fn open_volume(&mut self, name: &str, options: OpenOptions) -> VolumeHandle {
         assert!(self.volumes.len() < ATTACHMENTS_MAX, "a driver opens {ATTACHMENTS_MAX} volumes");
         let handle = VolumeHandle(self.volumes.len());
-        self.control.ask_map(handle.0, name);
         self.volumes.push(Volume {
-            attachment: Attachment::new(handle, name),
+            attachment: Attachment::new(handle, name, options),
             feed: Feed::new(handle.0),
-            is_asked: true,
+            is_asked: false,
+            is_kept: false,
+            waits_for: None,
             ask_at: Duration::ZERO,
             backoff: ASK_AGAIN_MIN,
         });
+        self.ask(handle.0);
         handle
     }
 
@@ -152,7 +168,12 @@ impl Driver {
     /// Gives up on opening a volume that is not open yet: it is closed with `error`, and so is
     /// all that waits for it. Does nothing to a volume that is open.
     pub fn abandon(&mut self, volume: VolumeHandle, error: VolumeError) {
-        self.volumes[volume.0].attachment.abandon(error, &mut self.completions);
+        let Volume { attachment, is_kept, .. } = &mut self.volumes[volume.0];
+        attachment.abandon(error, &mut self.completions);
+        let is_closed = matches!(attachment.state(), VolumeState::Closed(_));
+        if is_closed && std::mem::take(is_kept) {
+            self.control.detach(volume.0);
+        }
     }
 
     /// What has ended since the last call.
@@ -261,13 +282,18 @@ impl Driver {
         self.dial(reactor, now);
     }
 
-    /// Closes every connection, once what is queued on it has left. Requests that have not ended
-    /// are completed as stopped.
+    /// Closes every connection, once what is queued on it has left, and gives the volumes back,
+    /// for which it may block for a second. Requests that have not ended are completed as stopped;
+    /// what may still become of them is past before the next one has a volume, by his fence.
     pub fn shut_down(&mut self, reactor: &mut Reactor) {
         for volume in &mut self.volumes {
-            volume.attachment.stop(&mut self.completions);
+            volume.attachment.end(VolumeError::Stopped, &mut self.completions);
         }
         self.links.close_all(reactor);
+        // One that is asked for may be given at any moment.
+        if self.volumes.iter().any(|v| v.is_kept || v.is_asked && v.attachment.attaches()) {
+            self.control.detach_all(DETACH_MAX);
+        }
     }
 
     fn dial(&mut self, reactor: &mut Reactor, now: Duration) {
@@ -285,6 +311,21 @@ impl Driver {
             now: boot_time(),
         };
         self.volumes[index].attachment.pump(&mut hands);
+        self.look_at_end(index);
+    }
+
+    /// An attachment that has ended is not kept alive any longer.
+    fn look_at_end(&mut self, index: usize) {
+        let Volume { attachment, is_kept, .. } = &mut self.volumes[index];
+        if let VolumeState::Closed(error) = attachment.state()
+            && std::mem::take(is_kept)
+        {
+            match error {
+                VolumeError::Fenced => self.control.lost(index),
+                VolumeError::Gone => self.control.forget(index),
+                _ => self.control.detach(index),
+            }
+        }
     }
 
     /// Puts an event before every brain.
@@ -300,7 +341,69 @@ impl Driver {
             match answer {
                 Answer::Volumes(list) => self.listed = Some(list),
                 Answer::Map { attachment, result } => self.take_map(reactor, attachment, result),
+                Answer::Attached { attachment, result } => self.take_volume(attachment, result),
+                Answer::Lost { attachment, by } => {
+                    let Volume { attachment, is_kept, .. } = &mut self.volumes[attachment];
+                    *is_kept = false;
+                    let by = by.as_deref().unwrap_or("somebody");
+                    tracing::error!(volume = attachment.name, by, "fenced: it was taken over");
+                    attachment.end(VolumeError::Fenced, &mut self.completions);
+                }
+                // Nobody waits for it any more.
+                Answer::AllDetached => {}
             }
+        }
+    }
+
+    fn take_volume(&mut self, index: usize, result: Result<Attached, ControlError>) {
+        let volume = &mut self.volumes[index];
+        let Volume { attachment, is_asked, is_kept, waits_for, .. } = volume;
+        *is_asked = false;
+        match result {
+            Ok(attached) if attachment.take(attached) => {
+                tracing::info!(volume = attachment.name, writer = attached.writer, "attached");
+                *is_kept = true;
+                volume.backoff = ASK_AGAIN_MIN;
+                self.ask(index);
+            }
+            // Given up on, or stopped, since it was asked for.
+            Ok(_) => self.control.detach(index),
+            Err(ControlError::Attached { name, owner }) => {
+                if !attachment.options.wait {
+                    let error = VolumeError::Attached { name, owner };
+                    return attachment.abandon(error, &mut self.completions);
+                }
+                attachment.failed_to_learn(format!("it is attached to {owner}"));
+                if waits_for.as_ref() != Some(&owner) {
+                    tracing::info!(volume = name, owner, "standing by: it is attached");
+                    *waits_for = Some(owner);
+                }
+                attachment.wants_map = true;
+                volume.ask_at = boot_time() + STAND_BY;
+            }
+            Err(ControlError::Refused { name, why }) => {
+                let error = VolumeError::Refused { name, why };
+                attachment.abandon(error, &mut self.completions);
+            }
+            Err(ControlError::UnknownVolume { name: _ }) => {
+                attachment.unknown(&mut self.completions);
+            }
+            Err(ControlError::Unreachable { tried }) => {
+                tracing::debug!(volume = attachment.name, tried, "not attached; asking again");
+                attachment.failed_to_learn(tried);
+                volume.ask_later(boot_time());
+            }
+        }
+    }
+
+    /// Asks for what a volume needs next: itself, or its map.
+    fn ask(&mut self, index: usize) {
+        let Volume { attachment, is_asked, .. } = &mut self.volumes[index];
+        attachment.wants_map = false;
+        *is_asked = true;
+        match attachment.wish() {
+            Some(wish) => self.control.ask_attach(wish),
+            None => self.control.ask_map(index, &attachment.name),
         }
     }
 
@@ -339,7 +442,12 @@ impl Driver {
             Err(ControlError::UnknownVolume { name: _ }) => {
                 volume.attachment.unknown(&mut self.completions);
             }
-            Err(ControlError::Unreachable { tried }) => {
+            Err(
+                error @ (ControlError::Attached { .. }
+                | ControlError::Refused { .. }
+                | ControlError::Unreachable { .. }),
+            ) => {
+                let tried = error.to_string();
                 let name = &volume.attachment.name;
                 tracing::debug!(volume = name, tried, "no map; asking again");
                 volume.attachment.failed_to_learn(tried);
@@ -350,11 +458,10 @@ impl Driver {
     }
 
     fn ask_for_maps(&mut self, now: Duration) {
-        for (index, volume) in self.volumes.iter_mut().enumerate() {
+        for index in 0..self.volumes.len() {
+            let volume = &self.volumes[index];
             if volume.attachment.wants_map && !volume.is_asked && now >= volume.ask_at {
-                volume.attachment.wants_map = false;
-                volume.is_asked = true;
-                self.control.ask_map(index, &volume.attachment.name);
+                self.ask(index);
             }
         }
     }

@@ -20,6 +20,7 @@ use reactor::{Buffer, SharedBuffer};
 
 use crate::driver::{ClusterConfig, Pieces, Request, VolumeHandle};
 use crate::error::{ConnectError, VolumeError};
+use crate::options::OpenOptions;
 use oneshot::{Taker, oneshot};
 use service::{Command, Service};
 
@@ -75,14 +76,21 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Opens the volume of this name. Opening it twice through one [`Cluster`] gives the same
-    /// attachment.
+    /// Opens the volume of this name, to read and change it alone: it is attached, and fenced for
+    /// whoever had it before. While another one has it, this waits. Opening it twice through one
+    /// [`Cluster`] gives the same attachment.
     #[must_use = "a volume is open once this was awaited, or waited for"]
     pub fn open(cluster: &Cluster, name: &str) -> Opening {
+        Volume::open_with(cluster, name, OpenOptions::default())
+    }
+
+    /// As [`Self::open`], otherwise than alone or without waiting.
+    #[must_use = "a volume is open once this was awaited, or waited for"]
+    pub fn open_with(cluster: &Cluster, name: &str, options: OpenOptions) -> Opening {
         let (giver, taker) = oneshot();
         let name = name.to_owned();
         let timeout = cluster.open_timeout;
-        cluster.service.send(Command::Open { name: name.clone(), timeout, giver });
+        cluster.service.send(Command::Open { name: name.clone(), options, timeout, giver });
         Opening { taker, service: Arc::clone(&cluster.service), name }
     }
 

@@ -17,13 +17,14 @@ use crate::driver::{
     ClusterConfig, Completion, Driver, Pieces, Request, VolumeHandle, VolumeState,
 };
 use crate::error::{ConnectError, VolumeError};
+use crate::options::{OpenMode, OpenOptions};
 
 type Opened = Result<(VolumeHandle, Arc<AtomicU64>), VolumeError>;
 
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Open { name: String, timeout: Option<Duration>, giver: Giver<Opened> },
+    Open { name: String, options: OpenOptions, timeout: Option<Duration>, giver: Giver<Opened> },
     Submit { volume: VolumeHandle, request: Request, giver: Giver<Result<Pieces, VolumeError>> },
     Stop,
 }
@@ -88,8 +89,8 @@ struct Thread {
     driver: Driver,
     commands: Receiver<Command>,
     opening: Vec<Opening>,
-    /// Volumes by name, opened or being opened.
-    volumes: HashMap<String, VolumeHandle>,
+    /// Volumes by what they are opened for, opened or being opened.
+    volumes: HashMap<(String, OpenMode), VolumeHandle>,
     sizes: HashMap<VolumeHandle, Arc<AtomicU64>>,
     waiting: HashMap<u64, Giver<Result<Pieces, VolumeError>>>,
     last: u64,
@@ -124,7 +125,11 @@ impl Thread {
             }
             while let Ok(command) = self.commands.try_recv() {
                 match command {
-                    Command::Open { name, timeout, giver } => self.open(name, timeout, giver),
+                    Command::Open { name, options, timeout, giver } => {
+                        let volume = self.open(&name, options);
+                        let since = boot_time();
+                        self.opening.push(Opening { volume, name, since, timeout, giver });
+                    }
                     Command::Submit { volume, request, giver } => {
                         self.last += 1;
                         self.waiting.insert(self.last, giver);
@@ -142,19 +147,21 @@ impl Thread {
         }
     }
 
-    fn open(&mut self, name: String, timeout: Option<Duration>, giver: Giver<Opened>) {
+    fn open(&mut self, name: &str, options: OpenOptions) -> VolumeHandle {
+        let key = (name.to_owned(), options.mode);
         let known = self
             .volumes
-            .get(&name)
+            .get(&key)
             .copied()
             .filter(|volume| !matches!(self.driver.state(*volume), VolumeState::Closed(_)));
-        let volume = known.unwrap_or_else(|| self.driver.open_volume(&name));
-        self.volumes.insert(name.clone(), volume);
-        self.opening.push(Opening { volume, name, since: boot_time(), timeout, giver });
+        let volume = known.unwrap_or_else(|| self.driver.open_volume(name, options));
+        self.volumes.insert(key, volume);
+        volume
     }
 
     fn look_at_openings(&mut self) {
         let now = boot_time();
+        let mut late = Vec::new();
         for opening in std::mem::take(&mut self.opening) {
             match self.driver.state(opening.volume) {
                 VolumeState::Open { size_bytes } => {
@@ -168,11 +175,18 @@ impl Thread {
                     if opening.timeout.is_some_and(|timeout| waited >= timeout) {
                         let (name, last) = (opening.name, last.unwrap_or_default());
                         let error = VolumeError::OpenTimeout { name, waited, last };
+                        late.push((opening.volume, error.clone()));
                         opening.giver.give(Err(error));
                     } else {
                         self.opening.push(opening);
                     }
                 }
+            }
+        }
+        // Or it would be attached one day, with nobody to use it.
+        for (volume, error) in late {
+            if self.opening.iter().all(|opening| opening.volume != volume) {
+                self.driver.abandon(volume, error);
             }
         }
         for (volume, size) in &self.sizes {

@@ -2,7 +2,8 @@
 //! and blocks in memory.
 //!
 //! It has no replication: all its servers share one store, and a config says which of them may
-//! serve a segment. Faults are queued by the test and used up one at a time.
+//! serve a segment. Faults are queued by the test and used up one at a time, by requests other
+//! than fences. Attachments never run out; the test takes them away.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -60,6 +61,17 @@ pub struct FakeVolume {
     pub id: VolumeId,
     pub size_bytes: u64,
     pub segments: Vec<SegmentConfig>,
+    /// The newest token given out.
+    pub writer: u64,
+    pub holder: Option<Holder>,
+}
+
+/// Who has a volume attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub client: ClientId,
+    pub owner: String,
+    pub mode: String,
 }
 
 #[derive(Default)]
@@ -69,6 +81,11 @@ struct State {
     blocks: HashMap<(SegmentId, u32), Vec<u8>>,
     faults: VecDeque<Fault>,
     seen: Vec<Seen>,
+    /// The newest token each segment's server was fenced with.
+    fences: HashMap<SegmentId, u64>,
+    /// Whether fences are told to come again.
+    holds_fences: bool,
+    keep_alives: u64,
     connections: Vec<(ServerId, Arc<Mutex<TcpStream>>)>,
     /// Who wants to hear of which volume from which server, and what it heard last.
     subscribers: Vec<(ServerId, VolumeId, MapVersion, Arc<Mutex<TcpStream>>)>,
@@ -155,9 +172,51 @@ impl Fake {
                 replicas: 2,
                 active: Epoch(1),
                 geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a good size"),
+                writer: 0,
             })
             .collect();
-        state.volumes.insert(name.to_owned(), FakeVolume { id, size_bytes, segments });
+        let volume = FakeVolume { id, size_bytes, segments, writer: 0, holder: None };
+        state.volumes.insert(name.to_owned(), volume);
+    }
+
+    /// Somebody takes a volume, whoever has it: in the map, and with `fences` at the servers too.
+    pub fn take_over(&self, name: &str, owner: &str, fences: bool) {
+        let mut state = self.state();
+        state.version = state.version.next();
+        let volume = state.volumes.get_mut(name).expect("it was created");
+        volume.writer += 1;
+        let (client, mode) = (ClientId(u64::MAX), "exclusive".to_owned());
+        volume.holder = Some(Holder { client, owner: owner.to_owned(), mode });
+        let writer = volume.writer;
+        let segments: Vec<SegmentId> = volume.segments.iter().map(|c| c.segment).collect();
+        if fences {
+            state.fences.extend(segments.into_iter().map(|segment| (segment, writer)));
+        }
+    }
+
+    /// Whoever has a volume gives it back.
+    pub fn give_back(&self, name: &str) {
+        self.state().volumes.get_mut(name).expect("it was created").holder = None;
+    }
+
+    pub fn holder(&self, name: &str) -> Option<Holder> {
+        self.state().volumes[name].holder.clone()
+    }
+
+    /// Segments of a volume that are fenced with its newest token.
+    pub fn fenced(&self, name: &str) -> usize {
+        let state = self.state();
+        let FakeVolume { segments, writer, .. } = &state.volumes[name];
+        segments.iter().filter(|c| state.fences.get(&c.segment) == Some(writer)).count()
+    }
+
+    /// From now on fences are told to come again.
+    pub fn hold_fences(&self, is_held: bool) {
+        self.state().holds_fences = is_held;
+    }
+
+    pub fn keep_alives(&self) -> u64 {
+        self.state().keep_alives
     }
 
     /// Deletes a volume and tells who has subscribed.
@@ -331,12 +390,24 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
                 send(&out, Message::Delta(delta));
                 state.subscribers.push((us, volume, known, Arc::clone(&out)));
             }
+            Message::Request(ClientRequest {
+                op,
+                segment,
+                epoch,
+                writer,
+                body: RequestBody::Fence,
+            }) => {
+                let body = fence(&mut state, us, (segment, epoch), writer);
+                drop(state);
+                send(&out, Message::Reply(ClientReply { op, segment, body }));
+            }
             Message::Request(request) => {
                 let (what, range) = match &request.body {
                     RequestBody::Read { range } => ("read", *range),
                     RequestBody::Write { range, .. } => ("write", *range),
                     RequestBody::Zero { range } => ("zero", *range),
                     RequestBody::Flush => ("flush", BlockRange::default()),
+                    RequestBody::Fence => unreachable!("dealt with above"),
                 };
                 let ClientRequest { op, segment, epoch, .. } = request;
                 let seen = Seen { server: us, client, session, op, segment, epoch, what, range };
@@ -377,18 +448,50 @@ fn serve(state: &Mutex<State>, us: ServerId, mut stream: TcpStream) {
     }
 }
 
-fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> ReplyBody<Data> {
-    let ClientRequest { op: _, segment, epoch, writer: _, body } = request;
-    let version = state.version;
+/// What a server that does not serve a segment at this epoch answers; none if it does.
+fn refusal(
+    state: &State,
+    us: ServerId,
+    (segment, epoch): (SegmentId, Epoch),
+) -> Option<ReplyBody<Data>> {
     let config = (state.volumes.values())
         .flat_map(|volume| &volume.segments)
         .find(|config| config.segment == segment);
-    let Some(config) = config.cloned() else {
-        return ReplyBody::Gone { version };
-    };
-    if config.primary != us || config.epoch != epoch {
-        return ReplyBody::Stale { config };
+    match config.cloned() {
+        None => Some(ReplyBody::Gone { version: state.version }),
+        Some(config) if config.primary != us || config.epoch != epoch => {
+            Some(ReplyBody::Stale { config })
+        }
+        Some(_) => None,
     }
+}
+
+fn fence(state: &mut State, us: ServerId, at: (SegmentId, Epoch), writer: u64) -> ReplyBody<Data> {
+    if let Some(refusal) = refusal(state, us, at) {
+        return refusal;
+    }
+    if state.holds_fences {
+        return ReplyBody::Retry { after_ns: 1_000_000 };
+    }
+    let known = state.fences.entry(at.0).or_default();
+    if writer < *known {
+        return ReplyBody::Fenced;
+    }
+    *known = writer;
+    ReplyBody::Done
+}
+
+fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> ReplyBody<Data> {
+    let ClientRequest { op: _, segment, epoch, writer, body } = request;
+    if let Some(refusal) = refusal(state, us, (segment, epoch)) {
+        return refusal;
+    }
+    let known = state.fences.get(&segment).copied().unwrap_or(0);
+    let is_reader = writer == 0 && matches!(body, RequestBody::Read { .. } | RequestBody::Flush);
+    if writer < known && !is_reader {
+        return ReplyBody::Fenced;
+    }
+    assert!(writer <= known, "a request under a token that was never fenced with");
     match body {
         RequestBody::Read { range } => {
             let mut bytes = Vec::new();
@@ -425,6 +528,7 @@ fn judge(state: &mut State, us: ServerId, request: ClientRequest<Data>) -> Reply
             ReplyBody::Done
         }
         RequestBody::Flush => ReplyBody::Done,
+        RequestBody::Fence => unreachable!("dealt with by its own"),
     }
 }
 
@@ -437,13 +541,21 @@ fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut str
             return;
         }
         let mut line = String::new();
+        let mut body = Vec::new();
         while lines.read_line(&mut line).unwrap_or(0) > 2 {
+            if let Some(length) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                body.resize(length.trim().parse().expect("a length"), 0);
+            }
             line.clear();
         }
+        lines.read_exact(&mut body).expect("the client sends what it announces");
         let route = first.split(' ').nth(1).expect("a request line").to_owned();
         let mut state = state.lock().expect("no holder panics");
         let (status, body) = if state.http_is_down {
             (503, serde_json::json!({ "title": "no quorum" }))
+        } else if first.starts_with("POST ") {
+            let asked = serde_json::from_slice(&body).expect("the client sends JSON");
+            change(&mut state, &route, &asked)
         } else {
             document(&mut state, servers, &route)
         };
@@ -454,6 +566,49 @@ fn answer_http(state: &Mutex<State>, servers: &[(ServerId, SocketAddr)], mut str
             return;
         }
     }
+}
+
+/// `POST /v1/volumes/{name}/attach`, `detach` and `keep-alive`.
+fn change(state: &mut State, route: &str, asked: &serde_json::Value) -> (u16, serde_json::Value) {
+    let (name, verb) = route
+        .strip_prefix("/v1/volumes/")
+        .and_then(|rest| rest.split_once('/'))
+        .expect("a change of a volume");
+    let text = |key: &str| asked[key].as_str().expect("a string").to_owned();
+    let client = ClientId(text("client_id").parse().expect("a number in a string"));
+    let version = state.version.next();
+    let Some(volume) = state.volumes.get_mut(name) else {
+        return (404, serde_json::json!({ "title": "not found" }));
+    };
+    let is_holder = volume.holder.as_ref().is_some_and(|holder| holder.client == client);
+    let is_current = is_holder && asked["writer"] == volume.writer;
+    let refused = |holder: &Option<Holder>| {
+        let clients: Vec<serde_json::Value> =
+            (holder.iter()).map(|holder| serde_json::json!({ "owner": holder.owner })).collect();
+        let attachment = serde_json::json!({ "mode": "exclusive", "clients": clients });
+        (409, serde_json::json!({ "detail": "it is attached", "attachment": attachment }))
+    };
+    match verb {
+        "attach" if is_holder => {}
+        "attach" if volume.holder.is_some() && asked["force"] != true => {
+            return refused(&volume.holder);
+        }
+        "attach" => {
+            volume.writer += 1;
+            volume.holder = Some(Holder { client, owner: text("owner"), mode: text("mode") });
+            state.version = version;
+        }
+        "detach" if is_current => {
+            volume.holder = None;
+            state.version = version;
+        }
+        "detach" => {}
+        "keep-alive" if is_current => state.keep_alives += 1,
+        "keep-alive" => return refused(&volume.holder),
+        other => panic!("a client asks for no {other}"),
+    }
+    let writer = state.volumes[name].writer;
+    (200, serde_json::json!({ "writer": writer, "version": state.version }))
 }
 
 fn document(

@@ -215,12 +215,11 @@ fn a_deleted_volume_fails_what_is_under_way_and_what_comes_later() {
 #[test]
 fn two_volumes_share_their_connections_and_not_their_answers() {
     let fake = Fake::start(2);
-    let first = open(&fake);
+    drop(open(&fake));
     fake.create("vol1", 1 << 20);
     let cluster = Cluster::connect([fake.url()]).expect("a good URL");
     let volumes =
         ["vol0", "vol1"].map(|name| Volume::open(&cluster, name).wait().expect("it was created"));
-    drop(first);
     let writes: Vec<_> = (0..100_u64)
         .map(|at| {
             let [even, odd] = &volumes;

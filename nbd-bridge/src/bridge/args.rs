@@ -13,6 +13,13 @@ use super::error::BridgeError;
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
 /// Serves volumes of a Petrel cluster to NBD clients.
+///
+/// A volume is attached, for this bridge alone, when the first NBD client chooses it. While another
+/// bridge has it, this one stands by: its NBD clients are let in and their requests wait, until the
+/// other one gives the volume back or has been silent for 10 s. With --take-over nobody waits.
+///
+/// A bridge that loses a volume to another answers that volume's requests with ESHUTDOWN, drops its
+/// clients and takes no new ones. It ends with exit code 3 when no export is left.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
@@ -34,9 +41,15 @@ pub struct Args {
     #[arg(long, value_name = "VOLUME")]
     pub export: Vec<String>,
 
-    /// Refuse everything that changes data
+    /// Refuse everything that changes data. Volumes are then not attached: they may be read
+    /// whoever has them
     #[arg(long)]
     pub read_only: bool,
+
+    /// Take volumes from whoever has them, though he lives. He is fenced: nothing he sends after
+    /// that takes effect
+    #[arg(long, conflicts_with = "read_only")]
+    pub take_over: bool,
 
     /// Allow listening beyond this machine, though nothing is encrypted or authenticated
     #[arg(long)]
@@ -55,6 +68,7 @@ pub struct Settings {
     /// The only volumes exported; all, if empty.
     pub exports: Vec<String>,
     pub read_only: bool,
+    pub take_over: bool,
     pub exit_on_stdin_close: bool,
 }
 
@@ -62,7 +76,8 @@ impl Settings {
     /// # Errors
     /// When something of it cannot be, or must not be without `--insecure`.
     pub fn judge(args: Args) -> Result<Settings, BridgeError> {
-        let Args { cluster, listen, export, read_only, insecure, exit_on_stdin_close } = args;
+        let Args { cluster, listen, export, read_only, take_over, insecure, exit_on_stdin_close } =
+            args;
         let listen = address(&listen)?;
         if let Address::Tcp(address) = &listen
             && !address.ip().is_loopback()
@@ -71,7 +86,7 @@ impl Settings {
             return Err(BridgeError::NotLoopback { address: listen });
         }
         let urls = cluster.into_iter().filter(|url| !url.is_empty()).collect();
-        Ok(Settings { urls, listen, exports: export, read_only, exit_on_stdin_close })
+        Ok(Settings { urls, listen, exports: export, read_only, take_over, exit_on_stdin_close })
     }
 }
 
@@ -106,6 +121,14 @@ mod tests {
         assert_eq!(settings.urls, ["http://a:1", "http://b:2"]);
         assert_eq!(settings.exports, ["a", "b"]);
         assert_eq!(settings.listen, Address::Unix(PathBuf::from("/run/nbd.sock")));
+    }
+
+    #[test]
+    fn who_only_reads_takes_nothing_over() {
+        assert!(judge("unix:/a", &["--take-over"]).expect("nothing is wrong with it").take_over);
+        let line = ["nbd-bridge", "--cluster", "http://a:1", "--listen", "unix:/a"];
+        let both = line.into_iter().chain(["--take-over", "--read-only"]);
+        Args::try_parse_from(both).expect_err("it makes no sense");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! if the cluster answers within a second; otherwise from the last one known. One question is
 //! under way at a time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use client_lib::{Driver, VolumeSummary};
@@ -19,6 +20,8 @@ pub(super) struct Catalog {
     chosen: Vec<String>,
     read_only: bool,
     exports: Vec<ExportInfo>,
+    /// Those that others have taken over, for good as far as this process goes (A3).
+    fenced: BTreeSet<String>,
     is_known: bool,
     last_error: Option<String>,
     /// Questions asked, and answered, so far.
@@ -35,6 +38,7 @@ impl Catalog {
             chosen,
             read_only,
             exports: Vec::new(),
+            fenced: BTreeSet::new(),
             is_known: false,
             last_error: None,
             asked: 0,
@@ -97,6 +101,7 @@ impl Catalog {
                 export.read_only = self.read_only;
                 // All connections share one attachment.
                 export.can_multi_conn = true;
+                export.is_shut_down = self.fenced.contains(name);
                 Some(export)
             }
             Err(error) => {
@@ -104,6 +109,25 @@ impl Catalog {
                 None
             }
         }
+    }
+
+    /// Another client has taken a volume over: nobody is let in to it any more.
+    pub fn fence(&mut self, name: &str) {
+        self.fenced.insert(name.to_owned());
+        for export in &mut self.exports {
+            export.is_shut_down |= export.name() == name;
+        }
+    }
+
+    /// The exports there were, if none of them is left.
+    pub fn all_fenced(&self) -> Option<Vec<String>> {
+        let is_fenced = |name: &str| self.fenced.contains(name);
+        let none_left = if self.chosen.is_empty() {
+            self.exports.iter().all(|export| is_fenced(export.name()))
+        } else {
+            self.chosen.iter().all(|name| is_fenced(name))
+        };
+        (none_left && !self.fenced.is_empty()).then(|| self.fenced.iter().cloned().collect())
     }
 
     /// Whether the answer of this number has come.

@@ -30,6 +30,9 @@ pub enum BridgeError {
     /// Nobody told us the volumes.
     #[error("the cluster could not be reached for {} s: {why}", waited.as_secs())]
     Unreachable { waited: Duration, why: String },
+    /// Others have all we could export.
+    #[error("no export is left: another client has taken over {}", exports.join(", "))]
+    Fenced { exports: Vec<String> },
     /// The kernel does not tell us of signals.
     #[error("watch for SIGTERM")]
     Signals(std::io::Error),
@@ -39,13 +42,14 @@ pub enum BridgeError {
 }
 
 impl BridgeError {
-    /// 1 failed, 2 usage, 4 unreachable.
+    /// 1 failed, 2 usage, 3 fenced, 4 unreachable.
     pub fn exit_code(&self) -> u8 {
         match self {
             BridgeError::Address(_)
             | BridgeError::SocketPath { .. }
             | BridgeError::NotLoopback { .. }
             | BridgeError::Connect(ConnectError::Url { .. }) => 2,
+            BridgeError::Fenced { .. } => 3,
             BridgeError::Unreachable { .. } => 4,
             BridgeError::Listen { .. }
             | BridgeError::Connect(ConnectError::Thread { .. } | ConnectError::Reactor(_))

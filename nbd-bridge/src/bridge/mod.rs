@@ -11,6 +11,7 @@ mod args;
 mod catalog;
 mod connection;
 mod error;
+mod fenced;
 mod serving;
 mod signals;
 
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_lib::{
-    ClusterConfig, Completion, Driver, Pieces, VolumeError, VolumeHandle, VolumeState,
+    ClusterConfig, Completion, Driver, OpenMode, OpenOptions, Pieces, VolumeError, VolumeHandle,
+    VolumeState,
 };
 use nbd_bridge::handshake::Handshake;
 use reactor::{Address, Event, ListenerId, Reactor, ReactorConfig, SendPart, StreamId, boot_time};
@@ -49,8 +51,12 @@ pub struct Bridge {
     stop: Arc<Stop>,
     stopping_since: Option<Duration>,
     catalog: Catalog,
+    /// How volumes are opened.
+    options: OpenOptions,
     /// Attachments by the name of their volume.
     volumes: HashMap<String, VolumeHandle>,
+    /// Those that were fenced, and when their clients are dropped.
+    fenced: HashMap<VolumeHandle, Duration>,
     connections: HashMap<StreamId, Connection>,
     requests: HashMap<u64, InFlight>,
     last_request: u64,
@@ -62,7 +68,10 @@ pub struct Bridge {
 impl Bridge {
     /// Listens, and waits until the cluster has told its volumes.
     pub fn start(settings: Settings) -> Result<Bridge, BridgeError> {
-        let Settings { urls, listen, exports, read_only, exit_on_stdin_close } = settings;
+        let Settings { urls, listen, exports, read_only, take_over, exit_on_stdin_close } =
+            settings;
+        let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::Exclusive };
+        let options = OpenOptions { mode, take_over, wait: true, ..OpenOptions::default() };
         let mut reactor = Reactor::new(&ReactorConfig::default())?;
         let driver = Driver::new(ClusterConfig::new(urls), &mut reactor)?;
         let stop = Stop::watch(reactor.waker(), exit_on_stdin_close)?;
@@ -87,7 +96,9 @@ impl Bridge {
             stop,
             stopping_since: None,
             catalog,
+            options,
             volumes: HashMap::new(),
+            fenced: HashMap::new(),
             connections: HashMap::new(),
             requests: HashMap::new(),
             last_request: 0,
@@ -112,6 +123,10 @@ impl Bridge {
             self.driver.tick(&mut self.reactor);
             self.answer(&mut ended);
             self.look_after_catalog();
+            self.look_for_fences();
+            if let Some(exports) = self.nothing_left() {
+                break Err(BridgeError::Fenced { exports });
+            }
             if self.stop.is_asked() && self.is_stopped() {
                 break Ok(());
             }
@@ -188,11 +203,13 @@ impl Bridge {
         if let Some(known) = self.volumes.get(name) {
             match self.driver.state(*known) {
                 VolumeState::Opening { .. } | VolumeState::Open { .. } => return *known,
+                // Lost since this client was let in: it is told so, and nothing is taken back.
+                VolumeState::Closed(VolumeError::Fenced) => return *known,
                 // Deleted meanwhile, and perhaps made anew.
                 VolumeState::Closed(_) => {}
             }
         }
-        let volume = self.driver.open_volume(name);
+        let volume = self.driver.open_volume(name, self.options.clone());
         self.volumes.insert(name.to_owned(), volume);
         volume
     }

@@ -74,6 +74,8 @@ fn errno(error: &VolumeError, command: Command) -> Errno {
         VolumeError::ReadOnly => Errno::Perm,
         VolumeError::Invalid => Errno::Io,
         VolumeError::Fenced
+        | VolumeError::Attached { .. }
+        | VolumeError::Refused { .. }
         | VolumeError::Gone
         | VolumeError::Unknown { .. }
         | VolumeError::OpenTimeout { .. }
@@ -88,6 +90,14 @@ impl Serving {
 }
 
 impl Connection {
+    /// The volume it has chosen.
+    pub(super) fn volume(&self) -> Option<VolumeHandle> {
+        match &self.phase {
+            Phase::Serving(serving) => Some(serving.volume),
+            Phase::Handshake(_) => None,
+        }
+    }
+
     fn serving(&mut self) -> Option<&mut Serving> {
         match &mut self.phase {
             Phase::Serving(serving) => Some(serving),
@@ -303,7 +313,10 @@ impl Bridge {
             (Ok(_), Some(range)) => session.read_header(cookie, range, &mut head),
             (Ok(_), None) => session.success(command, cookie, &mut head),
             (Err(error), _) => {
-                tracing::warn!(%error, ?command, "answering a request with an error");
+                // A fence has a word of its own in the log, and may end a thousand of them.
+                if *error != VolumeError::Fenced {
+                    tracing::warn!(%error, ?command, "answering a request with an error");
+                }
                 session.failure(command, cookie, errno(error, command), &mut head);
             }
         }

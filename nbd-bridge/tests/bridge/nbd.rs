@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::fake::Fake;
@@ -24,12 +24,17 @@ pub fn command() -> Command {
 impl Bridge {
     /// A bridge that takes connections on a unix socket of its own.
     pub fn start(fake: &Fake, more: &[&str]) -> Bridge {
+        Bridge::start_with(fake, more, Stdio::inherit())
+    }
+
+    pub fn start_with(fake: &Fake, more: &[&str], stderr: Stdio) -> Bridge {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("nbd.sock");
         let child = command()
             .args(["--cluster", &fake.url(), "--listen"])
             .arg(format!("unix:{}", socket.display()))
             .args(more)
+            .stderr(stderr)
             .spawn()
             .expect("the bridge is built");
         let bridge = Bridge { child, socket, _directory: directory };
@@ -39,6 +44,11 @@ impl Bridge {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where it logs to, if that was piped.
+    pub fn stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("it is piped")
     }
 
     pub fn close_stdin(&mut self) {

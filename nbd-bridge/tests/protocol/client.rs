@@ -154,13 +154,17 @@ pub fn talk(input: &[u8]) -> Talk {
 }
 
 /// Feeds the pieces as a socket would deliver them, holding the server to its own contract.
-pub fn talk_in_pieces(mut handshake: Handshake, pieces: &[&[u8]]) -> Talk {
-    let exports = exports();
+pub fn talk_in_pieces(handshake: Handshake, pieces: &[&[u8]]) -> Talk {
+    talk_about(&exports(), handshake, pieces)
+}
+
+/// As [`talk_in_pieces`], with a server of these exports.
+pub fn talk_about(exports: &[ExportInfo], mut handshake: Handshake, pieces: &[&[u8]]) -> Talk {
     let (mut inbox, mut reply, mut consumed) = (Vec::new(), Vec::new(), 0);
     for piece in pieces {
         inbox.extend_from_slice(piece);
         loop {
-            let step = handshake.feed(&exports.as_slice(), &inbox, &mut reply);
+            let step = handshake.feed(&exports, &inbox, &mut reply);
             assert!(step.consumed <= inbox.len(), "{step:?} of {}", inbox.len());
             inbox.drain(..step.consumed);
             consumed += step.consumed;

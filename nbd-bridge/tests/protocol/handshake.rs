@@ -1,10 +1,11 @@
 //! One test for each promise of the handshake.
 
+use nbd_bridge::export::ExportInfo;
 use nbd_bridge::handshake::{CloseReason, Handshake, Negotiated, Outcome};
 
 use crate::client::{
     ABORT, EXPORT_NAME, GO, INFO, LIST, LIST_META, SET_META, STARTTLS, STRUCTURED, Talk, be32,
-    be64, flags, info_data, meta_data, option, talk, talk_in_pieces,
+    be64, flags, info_data, meta_data, option, talk, talk_about, talk_in_pieces,
 };
 
 /// A conversation of a client that knows fixed newstyle and wants no zeroes.
@@ -144,6 +145,28 @@ fn an_unknown_export_is_an_error_and_the_next_option_still_counts() {
         talk.transcript(),
         "INFO ERR_UNKNOWN; GO ERR_UNKNOWN; GO ERR_UNKNOWN; GO INFO 0; GO ACK; serves vol0"
     );
+}
+
+#[test]
+fn an_export_that_was_lost_is_told_apart_from_one_that_never_was_and_lets_nobody_in() {
+    let mut lost = ExportInfo::new("lost", "", 1 << 20).expect("a good export");
+    lost.is_shut_down = true;
+    let options = [
+        option(STRUCTURED, &[]),
+        option(LIST, &[]),
+        option(INFO, &info_data("lost", &[])),
+        option(GO, &info_data("", &[])),
+        option(SET_META, &meta_data("lost", &["base:allocation"])),
+        option(EXPORT_NAME, b"lost"),
+    ];
+    let input = [flags(3), options.concat()].concat();
+    let talk = talk_about(&[lost], Handshake::new(), &[&input]);
+    let (replies, rest) = talk.replies();
+    let kinds: Vec<u32> = replies.iter().map(|reply| reply.kind).collect();
+    let shutdown = 1 << 31 | 7;
+    assert_eq!(kinds, [1, 2, 1, shutdown, shutdown, shutdown]);
+    assert!(rest.is_empty());
+    assert_eq!(closed(&talk), CloseReason::ExportNameRefused);
 }
 
 #[test]

@@ -78,6 +78,7 @@ enum Kind<P> {
     Flush {
         segments: Vec<u32>,
     },
+    Fence,
     Hold,
 }
 
@@ -269,6 +270,7 @@ impl<P: Payload> Client<P> {
             VolumeRequest::Zero { first_block, count } => (*first_block, *count, true),
             VolumeRequest::Hold { first_block, count } => (*first_block, u64::from(*count), true),
             VolumeRequest::Flush => return self.submit_flush(now, op, actions),
+            VolumeRequest::Fence => return self.submit_fence(now, op, actions),
         };
         let end = first.checked_add(count).filter(|&end| end <= self.routes.size_blocks);
         let refusal = match end {
@@ -289,6 +291,7 @@ impl<P: Payload> Client<P> {
             VolumeRequest::Zero { .. } => Kind::Zero,
             VolumeRequest::Hold { .. } => Kind::Hold,
             VolumeRequest::Flush => Kind::Flush { segments: Vec::new() },
+            VolumeRequest::Fence => Kind::Fence,
         };
         self.ops.insert(op, Op { kind, next: first, end, pieces: 0, failed: None });
         let locked = changes && self.settings.overlap_lock;
@@ -310,6 +313,17 @@ impl<P: Payload> Client<P> {
         let end = u64::try_from(segments.len()).expect("a volume has at most 2^20 segments");
         let kind = Kind::Flush { segments };
         self.ops.insert(op, Op { kind, next: 0, end, pieces: 0, failed: None });
+        self.start(now, op, actions);
+    }
+
+    /// A1: to every segment, wherever it is served at the map's version of the attachment or later.
+    fn submit_fence(&mut self, now: Tick, op: OpId, actions: &mut Vec<ClientAction<P>>) {
+        if let Some(error) = self.dead {
+            actions.push(ClientAction::Complete { op, result: OpResult::Failed(error) });
+            return;
+        }
+        let end = self.routes.count();
+        self.ops.insert(op, Op { kind: Kind::Fence, next: 0, end, pieces: 0, failed: None });
         self.start(now, op, actions);
     }
 
@@ -346,6 +360,9 @@ impl<P: Payload> Client<P> {
                     let at = usize::try_from(place).expect("below the length of a list");
                     (segments[at], BlockRange::default())
                 }
+                Kind::Fence => {
+                    (u32::try_from(place).expect("at most 2^20 segments"), BlockRange::default())
+                }
                 Kind::Read { .. } | Kind::Write { .. } | Kind::Zero | Kind::Hold => {
                     self.routes.locate(place, limit.min(op.end - place))
                 }
@@ -361,6 +378,7 @@ impl<P: Payload> Client<P> {
                 }
                 Kind::Zero => Body::Zero,
                 Kind::Flush { .. } => Body::Flush { mark: self.routes.mark(index) },
+                Kind::Fence => Body::Fence,
                 Kind::Hold => return,
             };
             op.next += if range.is_empty() { 1 } else { u64::from(range.count) };
@@ -411,6 +429,7 @@ impl<P: Payload> Client<P> {
                 }
                 Body::Write { .. } | Body::Zero => self.routes.wrote(piece.index),
                 Body::Flush { mark } => self.routes.flushed(piece.index, mark),
+                Body::Fence => {}
             },
             Err(error) => {
                 op.failed = op.failed.or(Some(error));
@@ -455,9 +474,10 @@ impl<P: Payload> Client<P> {
             (None, Kind::Read { runs }) => OpResult::Data(
                 runs.into_iter().filter_map(|(first, data)| Some((first, data?))).collect(),
             ),
-            (None, Kind::Write { .. } | Kind::Zero | Kind::Flush { .. } | Kind::Hold) => {
-                OpResult::Done
-            }
+            (
+                None,
+                Kind::Write { .. } | Kind::Zero | Kind::Flush { .. } | Kind::Fence | Kind::Hold,
+            ) => OpResult::Done,
         };
         actions.push(ClientAction::Complete { op: id, result });
         self.unlock(now, id, actions);

@@ -50,6 +50,7 @@ pub(super) enum Body<P> {
     Flush {
         mark: u64,
     },
+    Fence,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +109,7 @@ impl<P: Payload> Client<P> {
             }
             Body::Zero => RequestBody::Zero { range },
             Body::Flush { .. } => RequestBody::Flush,
+            Body::Fence => RequestBody::Fence,
         };
         piece.state = State::Sent { at: now };
         piece.asked = Some(Asked { server: route.primary, session, copies });

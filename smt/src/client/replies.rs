@@ -66,12 +66,17 @@ impl<P: Payload> Client<P> {
                     self.on_mismatch(now, id, actions);
                 }
             }
-            (Body::Write { .. } | Body::Zero | Body::Flush { .. }, ReplyBody::Done) => {
+            (
+                Body::Write { .. } | Body::Zero | Body::Flush { .. } | Body::Fence,
+                ReplyBody::Done,
+            ) => {
                 self.end_piece(now, id, Ok(None), actions);
             }
             // An answer that does not fit its question: not one to trust, ask again.
             (Body::Read { .. }, _) => self.on_mismatch(now, id, actions),
-            (Body::Write { .. } | Body::Zero | Body::Flush { .. }, _) => self.rest(now, id, 0),
+            (Body::Write { .. } | Body::Zero | Body::Flush { .. } | Body::Fence, _) => {
+                self.rest(now, id, 0);
+            }
         }
     }
 

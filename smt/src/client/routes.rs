@@ -94,6 +94,11 @@ impl Routes {
         self.place(index).and_then(|place| place.route)
     }
 
+    /// Segments of the volume.
+    pub(super) fn count(&self) -> u64 {
+        u64::try_from(self.places.len()).expect("a volume has at most 2^20 segments")
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = Route> {
         self.places.iter().filter_map(|place| place.route)
     }

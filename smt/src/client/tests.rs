@@ -1,6 +1,7 @@
 //! Tests of the client's brain, rule by rule and at random. The hands of this bench are a list of
 //! actions; a server is whatever the test answers.
 
+mod fence;
 mod flush;
 mod holds;
 mod random;
@@ -62,6 +63,7 @@ pub(super) fn config(id: u64, epoch: u64, primary: u64) -> SegmentConfig {
         replicas: 2,
         active: Epoch(1),
         geometry: Geometry { segment_blocks: SEGMENT_BLOCKS, chunk_blocks: 4, region_blocks: 4 },
+        writer: 0,
     }
 }
 
@@ -220,6 +222,6 @@ pub(super) fn range_of(request: &Request) -> BlockRange {
         RequestBody::Read { range }
         | RequestBody::Write { range, .. }
         | RequestBody::Zero { range } => *range,
-        RequestBody::Flush => BlockRange::default(),
+        RequestBody::Flush | RequestBody::Fence => BlockRange::default(),
     }
 }

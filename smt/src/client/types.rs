@@ -126,6 +126,9 @@ pub enum VolumeRequest<P> {
     },
     /// Everything completed before it is durable, with its checksums, when it completes.
     Flush,
+    /// Makes older attachments harmless in every segment (A1). The attachment is complete when
+    /// this completes; what is submitted before may have to wait for it.
+    Fence,
     /// Takes the range as a write would (C4) and says `Granted`: for the read, the merge and the
     /// write of partial blocks. Its reads are requests of their own.
     Hold {

@@ -162,8 +162,17 @@ impl Map {
                 criticality: *criticality,
                 durability: *durability,
                 segments: Vec::new(),
+                writer: 0,
+                attachment: None,
             }),
-            Command::DeleteVolume { name } => self.delete_volume(name),
+            Command::DeleteVolume { name, force } => self.delete_volume(name, *force),
+            Command::Attach { volume, client, owner, mode, force, at_unix_ms } => {
+                self.told(*at_unix_ms);
+                let attached =
+                    Attached { client: *client, owner: owner.clone(), at_unix_ms: *at_unix_ms };
+                self.attach(volume, attached, *mode, *force)
+            }
+            Command::Detach { volume, client, writer } => self.detach(volume, *client, *writer),
             Command::Evict { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
                 self.evict(config, *server)
@@ -249,7 +258,10 @@ impl Map {
     }
 
     /// Puts a segment's next config in the place of the one before, which it must follow from.
-    pub(super) fn put(&mut self, config: SegmentConfig, settings: Option<&Settings>) {
+    pub(super) fn put(&mut self, mut config: SegmentConfig, settings: Option<&Settings>) {
+        if let Some(volume) = self.volumes.get(&config.volume) {
+            config.writer = volume.writer;
+        }
         let before = self.segments.get(&config.segment);
         // A mutant's damage is for the simulator's oracle to find.
         if settings.is_none_or(|s| s.mutant.is_none()) {

@@ -23,6 +23,9 @@ pub(super) fn follows(before: Option<&SegmentConfig>, after: &SegmentConfig) -> 
     if after.active < before.active {
         return Err(format!("active went back from {} to {}", before.active, after.active));
     }
+    if after.writer < before.writer {
+        return Err(format!("its writer token went from {} to {}", before.writer, after.writer));
+    }
     let same_set = before.members == after.members && before.primary == after.primary;
     let ended = before.joining.is_some() && after.joining.is_none();
     let steps = after.epoch.0.checked_sub(before.epoch.0);
@@ -104,6 +107,19 @@ impl Map {
                 if known != Some(member.incarnation) {
                     return Err(format!("segment {id}: server {} in no known life", member.server));
                 }
+            }
+        }
+        for volume in self.volumes.values() {
+            let known = volume.segments.iter().filter_map(|id| self.segments.get(id));
+            if known.map(|config| config.writer).max().unwrap_or(0) > volume.writer {
+                return Err(format!("volume {}: a config has a token never given", volume.id));
+            }
+            if let Some(held) = &volume.attachment
+                && (volume.writer == 0
+                    || held.clients.is_empty()
+                    || held.mode == AttachMode::Exclusive && held.clients.len() > 1)
+            {
+                return Err(format!("volume {}: an attachment that cannot be", volume.id));
             }
         }
         if accounts != self.accounts {

@@ -26,8 +26,27 @@ pub enum Command {
         criticality: Criticality,
         durability: Durability,
     },
+    /// Refused while the volume is attached, unless `force` is set.
     DeleteVolume {
         name: String,
+        force: bool,
+    },
+    /// S8, A1. A new writer token, under which `client` may change the volume. Refused while
+    /// another client has it attached, unless both share it or `force` is set: then the others'
+    /// token is void.
+    Attach {
+        volume: String,
+        client: ClientId,
+        owner: String,
+        mode: AttachMode,
+        force: bool,
+        at_unix_ms: u64,
+    },
+    /// Gives an attachment back. Does nothing if `client` does not have it under `writer`.
+    Detach {
+        volume: String,
+        client: ClientId,
+        writer: u64,
     },
     /// S2. Takes a member other than the primary out of the in-sync set.
     Evict {
@@ -118,6 +137,9 @@ pub enum Refused {
     /// Too little space, or no free slot.
     #[error("{why}")]
     NoRoom { why: String },
+    /// Another client has the volume attached.
+    #[error("volume {volume} is attached to {owner}")]
+    Attached { volume: String, client: ClientId, owner: String },
 }
 
 /// What a change did.
@@ -131,5 +153,10 @@ pub enum Reply {
     },
     MigrationStarted {
         id: MigrationId,
+    },
+    /// The client may change the volume under this token, once it has fenced with it (A1).
+    Attached {
+        id: VolumeId,
+        writer: u64,
     },
 }

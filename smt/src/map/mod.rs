@@ -7,6 +7,7 @@
 
 mod accounts;
 mod apply;
+mod attach;
 mod changes;
 mod check;
 mod command;
@@ -21,6 +22,7 @@ mod volumes;
 
 pub use accounts::Account;
 pub use apply::Map;
+pub use attach::held_by;
 pub use changes::CHANGES_KEPT;
 pub use command::{Command, Refused, Reply};
 pub use migrations::FINISHED_KEPT;

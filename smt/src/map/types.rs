@@ -43,6 +43,9 @@ pub struct SegmentConfig {
     /// is a member of a segment that was active, and holds no file of it, has lost data.
     pub active: Epoch,
     pub geometry: Geometry,
+    /// The volume's writer token when this config was made: a primary knows at least this one
+    /// (A2), whoever told it of the config.
+    pub writer: u64,
 }
 
 impl SegmentConfig {
@@ -125,6 +128,39 @@ pub struct Volume {
     pub durability: Durability,
     /// In order of their index.
     pub segments: Vec<SegmentId>,
+    /// The newest writer token given out (A1); 0 before the first.
+    pub writer: u64,
+    /// Who may change the volume under that token; none when nobody has it attached.
+    pub attachment: Option<Attachment>,
+}
+
+/// How a volume may be changed (A5). Reading needs no attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachMode {
+    /// By one client alone.
+    #[default]
+    Exclusive,
+    /// By several that see to their own order, as a cluster file system does.
+    Shared,
+}
+
+/// A client that has a volume attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    pub client: ClientId,
+    /// Who that is, in words for people.
+    pub owner: String,
+    /// Milliseconds since 1970, as given by the proposer.
+    pub at_unix_ms: u64,
+}
+
+/// Who may change a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub mode: AttachMode,
+    /// Never empty; one alone if the mode is exclusive.
+    pub clients: Vec<Attached>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! the records of its migrations.
 
 use super::apply::{Map, not_found, refused};
+use super::attach::held_by;
 use super::command::{Refused, Reply};
 use super::types::*;
 use crate::config::Geometry;
@@ -56,6 +57,7 @@ impl Map {
                     replicas: volume.replicas,
                     active: Epoch(0),
                     geometry,
+                    writer: 0,
                 },
                 None,
             );
@@ -66,7 +68,12 @@ impl Map {
         Ok(Reply::VolumeCreated { id })
     }
 
-    pub(super) fn delete_volume(&mut self, name: &str) -> Result<Reply, Refused> {
+    pub(super) fn delete_volume(&mut self, name: &str, force: bool) -> Result<Reply, Refused> {
+        if let Some(held) = self.volume_by_name(name).and_then(|v| v.attachment.as_ref())
+            && !force
+        {
+            return Err(held_by(name, held));
+        }
         let volume = self
             .names
             .remove(name)

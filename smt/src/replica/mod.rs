@@ -257,6 +257,9 @@ pub(crate) struct Replica<P> {
     proposed: BTreeMap<&'static str, Tick>,
     /// When it was seen that this server has no more part in the segment (M11).
     unwanted_since: Option<Tick>,
+    /// The newest writer token a client has fenced with here (A1). Not durable: another life of
+    /// ours leads in a later epoch only, whose config has it.
+    fenced: u64,
     /// Deleted for good; the server forgets it.
     pub(crate) gone: bool,
 }
@@ -303,6 +306,7 @@ impl<P: Payload> Replica<P> {
             rescue: None,
             proposed: BTreeMap::new(),
             unwanted_since: None,
+            fenced: 0,
             gone: false,
         }
     }

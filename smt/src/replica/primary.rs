@@ -38,6 +38,7 @@ pub(super) struct InFlight<P> {
 #[derive(Debug)]
 struct Held<P> {
     asker: Asker,
+    writer: u64,
     body: RequestBody<P>,
 }
 
@@ -145,7 +146,7 @@ impl<P> Primary<P> {
             RequestBody::Write { range: r, .. } | RequestBody::Zero { range: r } => {
                 r.overlaps(range)
             }
-            RequestBody::Flush => false,
+            RequestBody::Flush | RequestBody::Fence => false,
         })
     }
 
@@ -192,8 +193,13 @@ impl<P: Payload> Replica<P> {
         session: Session,
         request: ClientRequest<P>,
     ) {
-        let ClientRequest { op, segment: _, epoch, writer: _, body } = request;
+        let ClientRequest { op, segment: _, epoch, writer, body } = request;
         let asker = Asker { client, session, op };
+        if !cx.holds(Mutant::A1FenceAnybody) && matches!(body, RequestBody::Fence) {
+            self.fenced = self.fenced.max(writer);
+            reply(cx, self.segment, asker, ReplyBody::Done);
+            return;
+        }
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
@@ -228,7 +234,7 @@ impl<P: Payload> Replica<P> {
                     && !sums.contains(&crate::payload::ZERO_SUM)
                     && crate::payload::verify(data, sums, self.segment, range.first)
             }
-            RequestBody::Flush => true,
+            RequestBody::Flush | RequestBody::Fence => true,
         };
         if !sound {
             reply(cx, self.segment, asker, ReplyBody::Invalid);
@@ -237,19 +243,49 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        primary.last_client_io = cx.now;
-        self.admit(cx, asker, body);
+        if let RequestBody::Fence = body {
+            // Active, and in the epoch the client knows: no other primary serves (A1). What was
+            // sequenced before stays; what is held back is judged when its turn comes.
+            self.fenced = self.fenced.max(writer);
+        } else {
+            primary.last_client_io = cx.now;
+        }
+        self.admit(cx, asker, writer, body);
+    }
+
+    /// A3: what the token of a request makes of it; none if it may go on.
+    fn judge_writer(
+        &self,
+        cx: &Context<P>,
+        writer: u64,
+        body: &RequestBody<P>,
+    ) -> Option<ReplyBody<P>> {
+        let told = if cx.holds(Mutant::A2TokenNotInConfig) { self.config.writer } else { 0 };
+        let known = told.max(self.fenced);
+        let reads = matches!(body, RequestBody::Read { .. } | RequestBody::Flush);
+        if writer == known || writer == 0 && reads || !cx.holds(Mutant::A3NoTokenCheck) {
+            None
+        } else if writer < known {
+            Some(ReplyBody::Fenced)
+        } else {
+            // Its client is about to fence here, or has fenced a primary we have yet to hear of.
+            Some(ReplyBody::Retry { after_ns: cx.settings.retry_after_ns })
+        }
     }
 
     /// Starts a request, or holds it back behind what it overlaps.
-    fn admit(&mut self, cx: &mut Context<P>, asker: Asker, body: RequestBody<P>) {
+    fn admit(&mut self, cx: &mut Context<P>, asker: Asker, writer: u64, body: RequestBody<P>) {
+        if let Some(answer) = self.judge_writer(cx, writer, &body) {
+            reply(cx, self.segment, asker, answer);
+            return;
+        }
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
         let (range, is_write) = match &body {
             RequestBody::Read { range } => (*range, false),
             RequestBody::Write { range, .. } | RequestBody::Zero { range } => (*range, true),
-            RequestBody::Flush => (BlockRange::default(), true),
+            RequestBody::Flush | RequestBody::Fence => (BlockRange::default(), true),
         };
         let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
             primary.is_busy(range) || primary.overlaps_held(range, is_write)
@@ -257,7 +293,7 @@ impl<P: Payload> Replica<P> {
             false
         };
         if wait {
-            primary.held.push_back(Held { asker, body });
+            primary.held.push_back(Held { asker, writer, body });
             return;
         }
         match body {
@@ -267,6 +303,7 @@ impl<P: Payload> Replica<P> {
             }
             RequestBody::Zero { range } => self.sequence(cx, asker, range, Change::Zero),
             RequestBody::Flush => self.sequence(cx, asker, range, Change::Flush),
+            RequestBody::Fence => reply(cx, self.segment, asker, ReplyBody::Done),
         }
     }
 
@@ -278,11 +315,11 @@ impl<P: Payload> Replica<P> {
         if primary.held.is_empty() {
             return;
         }
-        for Held { asker, body } in std::mem::take(&mut primary.held) {
+        for Held { asker, writer, body } in std::mem::take(&mut primary.held) {
             // C3, at sequencing time: the client may have come back by another connection.
             let current = cx.sessions.get(&asker.client).is_none_or(|s| *s <= asker.session);
             if current || !cx.holds(Mutant::C3NoSessionCheck) {
-                self.admit(cx, asker, body);
+                self.admit(cx, asker, writer, body);
             }
         }
     }

@@ -100,6 +100,7 @@ fn meta() -> ReplicaMeta {
             replicas: 1,
             active: Epoch(0),
             geometry: GEOMETRY,
+            writer: 0,
         },
         joining: None,
     }

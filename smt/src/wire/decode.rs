@@ -51,6 +51,7 @@ pub fn decode<P: Payload>(
         }
         Kind::Zero => request(RequestBody::Zero { range }),
         Kind::Flush => request(RequestBody::Flush),
+        Kind::Fence => request(RequestBody::Fence),
         Kind::Done => reply(ReplyBody::Done),
         Kind::Data => {
             let (data, sums) = parts.content()?;

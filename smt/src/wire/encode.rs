@@ -107,6 +107,7 @@ fn encode_request<P: Payload>(request: ClientRequest<P>) -> Encoded<P> {
         }
         RequestBody::Zero { range } => Draft::new(Kind::Zero).range(range),
         RequestBody::Flush => Draft::new(Kind::Flush),
+        RequestBody::Fence => Draft::new(Kind::Fence),
     };
     draft.ids(op.0, writer).about(segment, epoch).finish()
 }

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::checksum::small_sum;
-use super::version::VERSION;
+use super::version::{OLDEST, VERSION};
 use super::{BLOCKS_MAX, META_BYTES_MAX};
 use crate::ids::*;
 
@@ -16,10 +16,10 @@ pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"PTRL");
 pub enum WireError {
     #[error("not a Petrel message: it starts with {found:#010x}")]
     Magic { found: u32 },
-    #[error(
-        "wire format version {found}, and this side speaks {VERSION}: upgrade the older of the two"
-    )]
+    #[error("wire format version {found} is newer than ours ({VERSION}): upgrade this side first")]
     Version { found: u16 },
+    #[error("wire format version {found} is older than {OLDEST}: upgrade the other side first")]
+    TooOld { found: u16 },
     #[error("unknown message kind {found}")]
     Kind { found: u8 },
     #[error("{what} of {bytes} bytes is more than a message may carry")]
@@ -39,6 +39,7 @@ pub enum Kind {
     Write = 11,
     Zero = 12,
     Flush = 13,
+    Fence = 14,
     Done = 20,
     Data = 21,
     Retry = 22,
@@ -65,12 +66,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 26] = [
+    const ALL: [Kind; 27] = [
         Kind::Hello,
         Kind::Read,
         Kind::Write,
         Kind::Zero,
         Kind::Flush,
+        Kind::Fence,
         Kind::Done,
         Kind::Data,
         Kind::Retry,
@@ -176,8 +178,11 @@ impl Header {
             return Err(WireError::Magic { found });
         }
         let found = u16::from_le_bytes(take(&mut left)?);
-        if found == 0 || found > VERSION {
+        if found > VERSION {
             return Err(WireError::Version { found });
+        }
+        if found < OLDEST {
+            return Err(WireError::TooOld { found });
         }
         let [kind, flags] = take(&mut left)?;
         let header = Header {

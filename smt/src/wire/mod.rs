@@ -25,7 +25,7 @@ mod version;
 pub use decode::decode;
 pub use encode::{Encoded, encode};
 pub use header::{HEADER_BYTES, Header, Hello, Kind, Role, WireError};
-pub use version::VERSION;
+pub use version::{OLDEST, VERSION};
 
 use crate::ids::{MapVersion, VolumeId};
 use crate::message::{ClientReply, ClientRequest, ServerMessage, VolumeDelta};

@@ -1,5 +1,9 @@
 //! The versions of the wire format, and what changed in each.
 
 /// * 1: the first.
-/// * 2: digests of an old copy in `JoinAck`.
+/// * 2: `Fence`, the writer token in a segment's config, digests of an old copy in `JoinAck`.
 pub const VERSION: u16 = 2;
+
+/// The oldest that is understood. Version 1 was never in a release.
+pub const OLDEST: u16 = 2;
+const _: () = assert!(OLDEST <= VERSION);

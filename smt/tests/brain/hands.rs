@@ -57,6 +57,7 @@ pub fn config(epoch: u64, members: &[u64]) -> SegmentConfig {
         replicas: 3,
         active: Epoch(0),
         geometry: GEOMETRY,
+        writer: 0,
     }
 }
 

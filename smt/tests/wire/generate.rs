@@ -151,23 +151,29 @@ fn hostile_headers() -> Vec<Line> {
         (
             "version-0",
             "No version was ever 0.",
-            "refused: wire format version 0, and this side speaks 2: upgrade the older of the two",
+            "refused: wire format version 0 is older than 2: upgrade the other side first",
             with_bytes(4, &[0, 0]),
+        ),
+        (
+            "version-before-the-oldest",
+            "A config had no writer token then: the same bytes would mean something else.",
+            "refused: wire format version 1 is older than 2: upgrade the other side first",
+            with_bytes(4, &[1, 0]),
         ),
         (
             "version-next",
             "",
-            "refused: wire format version 3, and this side speaks 2: upgrade the older of the two",
+            "refused: wire format version 3 is newer than ours (2): upgrade this side first",
             with_bytes(4, &(VERSION + 1).to_le_bytes()),
         ),
         (
             "version-65535",
             "",
-            "refused: wire format version 65535, and this side speaks 2: upgrade the older of the two",
+            "refused: wire format version 65535 is newer than ours (2): upgrade this side first",
             with_bytes(4, &[0xff, 0xff]),
         ),
         ("kind-0", "", "refused: unknown message kind 0", with_bytes(6, &[0])),
-        ("kind-between-two", "", "refused: unknown message kind 14", with_bytes(6, &[14])),
+        ("kind-between-two", "", "refused: unknown message kind 15", with_bytes(6, &[15])),
         ("kind-after-the-last", "", "refused: unknown message kind 72", with_bytes(6, &[72])),
         ("kind-255", "", "refused: unknown message kind 255", with_bytes(6, &[255])),
         (

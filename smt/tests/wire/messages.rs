@@ -28,6 +28,7 @@ fn config() -> SegmentConfig {
         replicas: 2,
         active: Epoch(4),
         geometry: Geometry { segment_blocks: 256, chunk_blocks: 64, region_blocks: 256 },
+        writer: 11,
     }
 }
 
@@ -70,6 +71,7 @@ fn of_clients() -> Vec<(&'static str, Message<Blocks>)> {
         ("write", request(RequestBody::Write { range, data: data.clone(), sums: sums.clone() })),
         ("zero", request(RequestBody::Zero { range })),
         ("flush", request(RequestBody::Flush)),
+        ("fence", request(RequestBody::Fence)),
         ("done", reply(ReplyBody::Done)),
         ("data", reply(ReplyBody::Data { data, sums })),
         (

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use smt::message::{BlockCheck, Change, PeerBody, PeerMessage, Record, ServerMessage};
 use smt::wire::{
-    BLOCKS_MAX, HEADER_BYTES, Header, Kind, META_BYTES_MAX, Message, VERSION, WireError, decode,
+    BLOCKS_MAX, HEADER_BYTES, Header, Kind, META_BYTES_MAX, Message, OLDEST, VERSION, WireError,
+    decode,
 };
 use smt::*;
 
@@ -114,6 +115,14 @@ fn a_newer_version_is_refused_by_its_number() {
     let mut bytes = Header::new(Kind::Flush).to_bytes(&[]);
     bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Header::parse(&bytes), Err(WireError::Version { found: VERSION + 1 }));
+}
+
+/// Version 1 had no writer token in a config, so its bytes mean something else.
+#[test]
+fn a_version_from_before_the_oldest_is_refused_by_its_number() {
+    let mut bytes = Header::new(Kind::Flush).to_bytes(&[]);
+    bytes[4..6].copy_from_slice(&(OLDEST - 1).to_le_bytes());
+    assert_eq!(Header::parse(&bytes), Err(WireError::TooOld { found: OLDEST - 1 }));
 }
 
 #[test]

@@ -38,8 +38,11 @@ pub(super) const PURGED_KEY: &[u8] = b"last_purged";
 const FORMAT_KEY: &[u8] = b"format";
 const SERVER_KEY: &[u8] = b"server";
 
-/// Number of the layout: keys, and postcard of openraft 0.9's types as values.
-const FORMAT: u32 = 1;
+/// Number of the layout: keys, and postcard of openraft 0.9's types as values, the map's commands
+/// among them.
+/// * 1: the first; never in a release.
+/// * 2: attachments among the commands, and `force` in the deletion of a volume.
+const FORMAT: u32 = 2;
 
 /// What one replication message carries at most, unless a single entry is larger: 5 ms of a
 /// 200 MB/s link, well inside the heartbeat interval after which openraft drops the message.

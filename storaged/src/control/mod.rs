@@ -7,6 +7,7 @@
 //! Leaves to others: what a change of the map means (`smt::map`), what to do about a score
 //! (`migrator`), bytes (`shard`).
 
+mod attachments;
 mod heat;
 mod http;
 mod orchestrator;
@@ -102,6 +103,7 @@ struct Inner {
     faults: Option<Arc<Faults>>,
     reports: http::ReportCounters,
     orders: orchestrator::Orders,
+    alive: attachments::Alive,
 }
 
 impl Control {
@@ -130,11 +132,17 @@ impl Control {
     ///
     /// # Errors
     /// The map refused it, or nobody could be asked.
-    pub async fn change(&self, mut command: Command) -> Result<Reply, ChangeError> {
+    pub async fn change(&self, command: Command) -> Result<Reply, ChangeError> {
+        self.change_at(command).await.map(|(_, reply)| reply)
+    }
+
+    /// As [`Self::change`], with the map's version that it made.
+    async fn change_at(&self, mut command: Command) -> Result<(u64, Reply), ChangeError> {
         match &mut command {
             Command::Promote { at_unix_ms, .. }
             | Command::AbortMigration { at_unix_ms, .. }
             | Command::StartMigration { at_unix_ms, .. }
+            | Command::Attach { at_unix_ms, .. }
                 if *at_unix_ms == 0 =>
             {
                 *at_unix_ms = unix_ms();
@@ -142,10 +150,10 @@ impl Control {
             _ => {}
         }
         let bytes = postcard::to_stdvec(&command).expect("our own types serialise into memory");
-        let (_, reply) = self.inner.log.propose_anywhere(bytes).await.map_err(unreachable)?;
+        let (version, reply) = self.inner.log.propose_anywhere(bytes).await.map_err(unreachable)?;
         let reply: Result<Reply, Refused> = postcard::from_bytes(&reply)
             .map_err(|error| ChangeError::Unreachable(format!("a reply of {error}")))?;
-        Ok(reply?)
+        Ok((version, reply?))
     }
 
     /// Waits until this server's map is at least as new as the cluster's was when called.
@@ -239,6 +247,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
             faults,
             reports: http::ReportCounters::default(),
             orders: orchestrator::Orders::default(),
+            alive: attachments::Alive::default(),
         }),
     };
 
@@ -254,6 +263,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     tasks.spawn(proposals::carry(control.clone(), proposed));
     tasks.spawn(note_reports(control.clone(), reports));
     tasks.spawn(watch_leader(control.clone(), peer_closed));
+    tasks.spawn(attachments::watch_leadership(control.clone()));
 
     let registered = register(&control, store, capacity_bytes);
     tokio::select! {

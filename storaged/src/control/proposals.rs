@@ -69,7 +69,9 @@ impl Rank {
             | Command::StartMigration { .. }
             | Command::SetServerState { .. }
             | Command::CreateVolume { .. }
-            | Command::DeleteVolume { .. } => Rank::Wish,
+            | Command::DeleteVolume { .. }
+            | Command::Attach { .. }
+            | Command::Detach { .. } => Rank::Wish,
             Command::MigrationProgress { .. } => Rank::Progress,
         }
     }
@@ -100,7 +102,9 @@ impl Queue {
             Command::RegisterServer(_)
             | Command::SetServerState { .. }
             | Command::CreateVolume { .. }
-            | Command::DeleteVolume { .. } => {
+            | Command::DeleteVolume { .. }
+            | Command::Attach { .. }
+            | Command::Detach { .. } => {
                 self.others += 1;
                 Key::Other(self.others)
             }

@@ -14,8 +14,9 @@ use crate::consensus::StateMachine;
 pub type SharedMap = Arc<Mutex<Map>>;
 
 /// The version of a snapshot's format.
-/// * 1: the first; postcard of the map.
-const SNAPSHOT_VERSION: u8 = 1;
+/// * 1: the first; postcard of the map; never in a release.
+/// * 2: attachments and writer tokens.
+const SNAPSHOT_VERSION: u8 = 2;
 
 /// See the module's words.
 pub struct SmtMachine {
@@ -59,6 +60,12 @@ impl StateMachine for SmtMachine {
             return Err(format!(
                 "the map's snapshot at {index} has format {version}, newer than ours \
                  ({SNAPSHOT_VERSION}): upgrade this server"
+            ));
+        }
+        if version < SNAPSHOT_VERSION {
+            return Err(format!(
+                "the map's snapshot at {index} has format {version}, from before the first \
+                 release, and this server reads {SNAPSHOT_VERSION} only"
             ));
         }
         let restored: Map = postcard::from_bytes(body).map_err(|error| error.to_string())?;

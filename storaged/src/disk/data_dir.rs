@@ -163,6 +163,9 @@ fn read_identity(directory: &Path) -> Result<Option<Identity>> {
         Err(PageError::Newer(version)) => {
             Err(DiskError::Newer { path, version, known: FORMAT_VERSION })
         }
+        Err(PageError::Older(version)) => {
+            Err(DiskError::Older { path, version, known: FORMAT_VERSION })
+        }
         Err(PageError::Damaged(what)) => Err(DiskError::Damaged { path, what: what.to_owned() }),
     }
 }

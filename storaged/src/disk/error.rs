@@ -18,6 +18,11 @@ pub enum DiskError {
         path.display()
     )]
     Newer { path: PathBuf, version: u32, known: u32 },
+    #[error(
+        "{} has format {version}, from before the first release, and this program knows format {known} only: make the data directory anew",
+        path.display()
+    )]
+    Older { path: PathBuf, version: u32, known: u32 },
     #[error("{} belongs to server {found}, and this is server {ours}", path.display())]
     OtherServer { path: PathBuf, found: ServerId, ours: ServerId },
     #[error("{} belongs to cluster {found:016x}, and this is cluster {ours:016x}", path.display())]

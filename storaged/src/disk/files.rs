@@ -231,7 +231,7 @@ fn create_files(place: &Place, identity: &Identity, meta: ReplicaMeta) -> Result
 /// Opens a replica. Waits for what a killed process may still be writing to it.
 ///
 /// # Errors
-/// [`DiskError::Newer`] and [`DiskError::OtherStore`] when it is not for us to touch,
+/// [`DiskError::Newer`], [`DiskError::Older`] and [`DiskError::OtherStore`] when it is not for us to touch,
 /// [`DiskError::Damaged`] when it is, and is of no use.
 pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
     let path = place.path("meta");
@@ -270,7 +270,9 @@ fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
                 newest = Some(slot);
             }
             Ok(_) => {}
-            Err(error @ PageError::Newer(_)) => return Err(page_error(error, path)),
+            Err(error @ (PageError::Newer(_) | PageError::Older(_))) => {
+                return Err(page_error(error, path));
+            }
             Err(error @ PageError::Damaged(_)) => {
                 first_error.get_or_insert(error);
             }
@@ -296,6 +298,7 @@ fn damaged(path: &Path, what: &str) -> DiskError {
 fn page_error(error: PageError, path: PathBuf) -> DiskError {
     match error {
         PageError::Newer(version) => DiskError::Newer { path, version, known: FORMAT_VERSION },
+        PageError::Older(version) => DiskError::Older { path, version, known: FORMAT_VERSION },
         PageError::Damaged(what) => damaged(&path, what),
     }
 }

@@ -7,8 +7,10 @@ use smt::store::ReplicaMeta;
 use smt::wire::checksum::small_sum;
 use smt::{Geometry, Incarnation, SegmentId, ServerId};
 
-/// The format this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format this program writes, and the only one it reads.
+/// * 1: the first; never in a release.
+/// * 2: the writer token in an adopted config, and commands of attachments in the map's log.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A page of the machine, and a slot or header of ours.
 pub const PAGE_BYTES: usize = 4096;
@@ -33,6 +35,7 @@ pub enum PageError {
     /// Partly written, never written, or decayed.
     Damaged(&'static str),
     Newer(u32),
+    Older(u32),
 }
 
 fn sealed(magic: [u8; 8], fill: impl FnOnce(&mut [u8])) -> [u8; PAGE_BYTES] {
@@ -60,6 +63,10 @@ fn unsealed(magic: [u8; 8], page: &[u8]) -> Result<&[u8], PageError> {
     }
     if small_sum(&page[..CHECK_AT]) != u64_at(page, CHECK_AT) {
         return Err(PageError::Damaged("it does not match its checksum"));
+    }
+    // Behind the check, because a page that decayed may name any number.
+    if version < FORMAT_VERSION {
+        return Err(PageError::Older(version));
     }
     Ok(&page[..CHECK_AT])
 }
@@ -269,9 +276,19 @@ mod tests {
     #[test]
     fn a_newer_page_is_told_apart_from_a_damaged_one() {
         let mut page = IDENTITY.encode();
-        page[8] = 2;
-        assert_eq!(Identity::decode(&page), Err(PageError::Newer(2)));
+        page[8] = 3;
+        assert_eq!(Identity::decode(&page), Err(PageError::Newer(3)));
         assert!(matches!(MetaSlot::decode(&page), Err(PageError::Damaged(_))));
+    }
+
+    #[test]
+    fn an_older_page_is_told_apart_from_a_damaged_one() {
+        let mut page = IDENTITY.encode();
+        page[8] = 1;
+        assert!(matches!(Identity::decode(&page), Err(PageError::Damaged(_))));
+        let check = small_sum(&page[..CHECK_AT]);
+        page[CHECK_AT..].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(Identity::decode(&page), Err(PageError::Older(1)));
     }
 
     fn slot(members: usize) -> MetaSlot {
@@ -293,6 +310,7 @@ mod tests {
                     replicas: 2,
                     active: Epoch(3),
                     geometry: Geometry::of_segment(1 << 30).expect("1 GiB"),
+                    writer: 7,
                 },
                 joining: None,
             },

@@ -241,6 +241,7 @@ impl Disk {
             | StoreRequest::Flush
             | StoreRequest::Read { .. }
             | StoreRequest::Check { .. }
+            | StoreRequest::Sums { .. }
             | StoreRequest::ReadRaw { .. }
             | StoreRequest::Delete => {
                 if !known {

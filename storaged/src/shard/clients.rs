@@ -56,7 +56,7 @@ impl Shard {
     ) {
         let blocks = match &request.body {
             RequestBody::Read { range } | RequestBody::Write { range, .. } => range.count.min(256),
-            RequestBody::Zero { .. } | RequestBody::Flush => 0,
+            RequestBody::Zero { .. } | RequestBody::Flush | RequestBody::Fence => 0,
         };
         let bytes = usize::try_from(blocks).expect("a u32 fits a usize") * 4096;
         if let Some(connection) = self.connections.get_mut(&stream) {

@@ -19,7 +19,7 @@ pub(super) enum Kind {
     Read,
     /// Zeroing too, of which no bytes travel.
     Write,
-    /// A flush moves nothing.
+    /// A flush, or a fence: they move nothing.
     Neither,
 }
 
@@ -28,7 +28,7 @@ impl Kind {
         match body {
             RequestBody::Read { .. } => Kind::Read,
             RequestBody::Write { .. } | RequestBody::Zero { .. } => Kind::Write,
-            RequestBody::Flush => Kind::Neither,
+            RequestBody::Flush | RequestBody::Fence => Kind::Neither,
         }
     }
 }

@@ -172,6 +172,7 @@ pub fn meta(segment: SegmentId, epoch: u64) -> ReplicaMeta {
             replicas: 2,
             active: Epoch(0),
             geometry: Geometry::of_segment(SEGMENT_BYTES).expect("a power of two"),
+            writer: 0,
         },
         joining: None,
     }

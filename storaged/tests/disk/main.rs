@@ -179,10 +179,10 @@ fn a_newer_format_is_refused_wherever_it_shows() {
         if newer[..8] == [0; 8] {
             newer.copy_within(4096..8192, 0);
         }
-        newer[8..12].copy_from_slice(&2u32.to_le_bytes());
+        newer[8..12].copy_from_slice(&3u32.to_le_bytes());
         overwrite(&path, 0, &newer);
         let error = refusal(directory.path());
-        assert!(matches!(error, DiskError::Newer { version: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, DiskError::Newer { version: 3, known: 2, .. }), "{error}");
         assert_eq!(fs::read(&path).expect("there"), newer, "it was touched");
         overwrite(&path, 0, &before);
     }

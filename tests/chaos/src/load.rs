@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use client_lib::{Cluster, Volume};
+use client_lib::{Cluster, OpenMode, OpenOptions, Volume};
 use sim::rng::Rng;
 
 use crate::block::{self, BLOCK, Place};
@@ -82,7 +82,9 @@ pub struct Progress {
 
 fn open(urls: &[String], name: &str) -> Result<Volume> {
     let cluster = Cluster::connect(urls.iter().cloned())?;
-    Volume::open(&cluster, name).wait().with_context(|| format!("open volume {name}"))
+    // Several clients read and write it: see the module's words for who writes what.
+    let options = OpenOptions { mode: OpenMode::Shared, ..OpenOptions::default() };
+    Volume::open_with(&cluster, name, options).wait().with_context(|| format!("open volume {name}"))
 }
 
 fn small(count: usize) -> u32 {

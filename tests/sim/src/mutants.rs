@@ -30,6 +30,10 @@ pub const MUTANTS: &[(&str, Mutant)] = &[
     ("F4ContinueEpoch", Mutant::F4ContinueEpoch),
     ("C3NoSessionCheck", Mutant::C3NoSessionCheck),
     ("C4NoOverlapLock", Mutant::C4NoOverlapLock),
+    ("A1NoFence", Mutant::A1NoFence),
+    ("A1FenceAnybody", Mutant::A1FenceAnybody),
+    ("A2TokenNotInConfig", Mutant::A2TokenNotInConfig),
+    ("A3NoTokenCheck", Mutant::A3NoTokenCheck),
     ("D9IntentNotFirst", Mutant::D9IntentNotFirst),
     ("D9ZeroEntryNotSynced", Mutant::D9ZeroEntryNotSynced),
 ];

@@ -29,7 +29,8 @@ pub struct Faults {
     pub partition: u32,
     /// A client is cut from a server.
     pub client_partition: u32,
-    /// A client dies, and another one takes its blocks over.
+    /// A client dies, and another one takes its blocks over; or, where the volume has one writer,
+    /// somebody else takes it over by force.
     pub client_crash: u32,
     /// Consensus commits nothing for a while.
     pub outage: u32,
@@ -59,6 +60,9 @@ pub struct Plan {
     pub seed: u64,
     pub servers: usize,
     pub clients: usize,
+    /// The volume has one writer at a time, and the others read (A1). Otherwise all write, each
+    /// to its own blocks.
+    pub exclusive: bool,
     pub segments: u32,
     pub replicas: u8,
     pub geometry: Geometry,
@@ -175,6 +179,11 @@ impl Plan {
                 *weight = typical * r.range_u32(1, 4);
             }
         }
+        // A generator of its own, so that the rest of the plan is as it was.
+        let exclusive = Rng::new(seed ^ 0x00a7_7ac4).below(3) == 0;
+        if exclusive {
+            faults.client_crash = faults.client_crash.max(3) * 8;
+        }
         let targeted = |r: &mut Rng| {
             if r.coin() { r.range_u32(100_000, 700_000) } else { 0 }
         };
@@ -182,6 +191,7 @@ impl Plan {
             seed,
             servers: usize::try_from(servers).expect("a handful"),
             clients: usize::try_from(r.range(2, 3)).expect("a handful"),
+            exclusive,
             segments: r.range_u32(2, 3),
             replicas,
             geometry: Geometry { segment_blocks: 16, chunk_blocks: 4, region_blocks: 8 },

@@ -213,7 +213,7 @@ impl World {
                     self.disk.extend(blocks().map(|b| (b, 0)));
                     ReplyBody::Done
                 }
-                RequestBody::Flush => ReplyBody::Done,
+                RequestBody::Flush | RequestBody::Fence => ReplyBody::Done,
             }
         };
         let reply = ClientReply { op: request.op, segment: request.segment, body };

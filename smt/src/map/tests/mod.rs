@@ -1,5 +1,6 @@
 //! Tests of the map: rule by rule, and at random.
 
+mod attach;
 mod migrations;
 mod random;
 mod reads;

@@ -17,7 +17,7 @@ struct Draw {
 }
 
 fn draws() -> impl Strategy<Value = Vec<Draw>> {
-    let draw = (0_u8..16, 0_u64..6, 0_u64..7, 0_u64..7, 0_u8..8, any::<bool>());
+    let draw = (0_u8..18, 0_u64..6, 0_u64..7, 0_u64..7, 0_u8..8, any::<bool>());
     let draw = draw.prop_map(|(what, segment, server, other, stale, flag)| Draw {
         what,
         segment,
@@ -73,7 +73,9 @@ fn command(map: &Map, draw: &Draw) -> Command {
             let replicas = u8::try_from(draw.other).expect("small");
             create(&format!("v{}", draw.segment % 3), (draw.server + 1) * 512 * 1024, replicas)
         }
-        4 if draw.stale => Command::DeleteVolume { name: format!("v{}", draw.segment % 3) },
+        4 if draw.stale => {
+            Command::DeleteVolume { name: format!("v{}", draw.segment % 3), force: draw.flag }
+        }
         4 | 5 => Command::Evict { segment, expect, server: member },
         6 => Command::NewPrimary { segment, expect, server: member },
         7 => Command::RequestTransfer { segment, expect, server: member },
@@ -89,6 +91,20 @@ fn command(map: &Map, draw: &Draw) -> Command {
         },
         13 => promotion(segment, expect, migration),
         14 => abort(segment, expect, migration),
+        15 => Command::Attach {
+            volume: format!("v{}", draw.segment % 3),
+            client: ClientId(draw.other),
+            owner: "somebody".to_owned(),
+            mode: if draw.flag { AttachMode::Shared } else { AttachMode::Exclusive },
+            force: draw.stale,
+            at_unix_ms: draw.server,
+        },
+        16 => {
+            let volume = format!("v{}", draw.segment % 3);
+            let newest = map.volume_by_name(&volume).map_or(0, |v| v.writer);
+            let writer = newest.saturating_sub(u64::from(draw.stale));
+            Command::Detach { volume, client: ClientId(draw.other), writer }
+        }
         _ => Command::Active { segment, epoch: expect, writer_pause_us: draw.other },
     }
 }
@@ -151,7 +167,12 @@ proptest! {
             prop_assert_eq!(&first, &second);
             prop_assert_eq!(one.check(), Ok(()));
             assert_follows(&before, &one, &command);
+            for volume in one.volumes() {
+                let earlier = before.volume(volume.id).map_or(0, |v| v.writer);
+                prop_assert!(earlier <= volume.writer, "a token went back");
+            }
             if first.is_err() {
+                prop_assert!(one.volumes().eq(before.volumes()));
                 prop_assert!(one.segments().eq(before.segments()));
                 prop_assert!(one.migrations().eq(before.migrations()));
                 prop_assert!(one.servers().eq(before.servers()));

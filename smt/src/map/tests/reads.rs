@@ -24,7 +24,7 @@ fn a_delta_holds_each_changed_segment_once_and_as_it_is_now() {
     let (changed, gone) = bench.map.changed_since(known);
     assert_eq!(changed, [bench.config(segments[1]), bench.config(other)]);
     assert_eq!(gone, []);
-    bench.ok(Command::DeleteVolume { name: "w".to_owned() });
+    bench.ok(Command::DeleteVolume { name: "w".to_owned(), force: false });
     let (changed, gone) = bench.map.changed_since(known);
     assert_eq!((changed.len(), gone), (1, vec![other]));
     let nothing = bench.map.changed_since(bench.map.version());
@@ -36,7 +36,7 @@ fn a_reader_from_before_the_log_gets_everything_and_all_that_is_gone() {
     let mut bench = Bench::of_servers(3);
     let gone = bench.volume("gone", 2, 1);
     let known = bench.map.version();
-    bench.ok(Command::DeleteVolume { name: "gone".to_owned() });
+    bench.ok(Command::DeleteVolume { name: "gone".to_owned(), force: false });
     let stays = bench.volume("stays", 1, 1)[0];
     // Each report is one entry of the log.
     let version = bench.map.version();
@@ -71,7 +71,7 @@ fn a_volumes_delta_holds_its_segments_only() {
     assert_eq!(delta.segments, [bench.config(first[1])]);
     let ahead = bench.map.volume_delta(volume, MapVersion(999));
     assert!(ahead.to < ahead.from && ahead.segments.is_empty());
-    bench.ok(Command::DeleteVolume { name: "v".to_owned() });
+    bench.ok(Command::DeleteVolume { name: "v".to_owned(), force: false });
     assert_eq!(bench.map.volume_delta(volume, known).size_bytes, None);
 }
 

@@ -93,7 +93,7 @@ fn a_deleted_volume_gives_everything_back_and_its_segment_ids_are_not_used_again
     let segments = bench.volume("v", 2, 2);
     let to = bench.outsider(segments[0]);
     let migration = bench.start(segments[0], Some(bench.backup(segments[0])), to);
-    bench.ok(Command::DeleteVolume { name: "v".to_owned() });
+    bench.ok(Command::DeleteVolume { name: "v".to_owned(), force: false });
     assert_eq!(bench.map.segments().count(), 0);
     for id in 1..=3 {
         assert_eq!(bench.map.used_bytes(ServerId(id)), 0);
@@ -104,7 +104,7 @@ fn a_deleted_volume_gives_everything_back_and_its_segment_ids_are_not_used_again
     let again = bench.volume("v", 1, 2);
     assert!(again[0] > segments[1]);
     assert!(matches!(
-        bench.no(Command::DeleteVolume { name: "w".to_owned() }),
+        bench.no(Command::DeleteVolume { name: "w".to_owned(), force: false }),
         Refused::NotFound { .. }
     ));
 }

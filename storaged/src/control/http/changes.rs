@@ -75,9 +75,8 @@ pub async fn create_volume(State(control): State<Control>, body: Body<NewVolume>
 
 #[derive(Deserialize)]
 pub struct Force {
-    // Nothing holds an attachment yet, so nothing needs force; the flag is taken all the same.
-    #[serde(default, rename = "force")]
-    _force: bool,
+    #[serde(default)]
+    force: bool,
 }
 
 pub async fn delete_volume(
@@ -86,8 +85,15 @@ pub async fn delete_volume(
     query: Result<Query<Force>, QueryRejection>,
 ) -> Answer {
     let Path(name) = name?;
-    let Query(Force { _force }) = query?;
-    control.change(Command::DeleteVolume { name: name.clone() }).await?;
+    let Query(Force { force }) = query?;
+    let command = Command::DeleteVolume { name: name.clone(), force };
+    control.change(command).await.map_err(|error| match error {
+        ChangeError::Refused(refused @ Refused::Attached { .. }) => {
+            let detail = format!("{refused}: detach it first, or delete it by force (--force)");
+            Problem::new(StatusCode::CONFLICT, "attached", detail)
+        }
+        other => other.into(),
+    })?;
     Ok((StatusCode::OK, Json(json!({ "deleted": name }))))
 }
 

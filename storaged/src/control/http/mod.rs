@@ -3,6 +3,7 @@
 //! Invariant: any server answers any request: reads come from its own copy of the map, changes go
 //! to whoever leads it. Errors are problem details (RFC 9457). Nothing from a socket panics.
 
+mod attach;
 mod changes;
 mod metrics;
 mod objects;
@@ -10,6 +11,7 @@ mod problem;
 mod reads;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::response::Html;
 use axum::routing::{delete, get, post};
 
@@ -18,7 +20,14 @@ pub use metrics::ReportCounters;
 
 /// The routes, all of them.
 pub fn routes(control: Control) -> Router {
+    // Of the leader alone.
+    let attachments = Router::new()
+        .route("/v1/volumes/{name}/attach", post(attach::attach))
+        .route("/v1/volumes/{name}/detach", post(attach::detach))
+        .route("/v1/volumes/{name}/keep-alive", post(attach::keep_alive))
+        .route_layer(from_fn_with_state(control.clone(), attach::through_leader));
     Router::new()
+        .merge(attachments)
         .route("/", get(|| async { Html(include_str!("dashboard.html")) }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics::metrics))

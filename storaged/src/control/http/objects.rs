@@ -3,7 +3,9 @@
 //! Invariant: nothing here takes a lock; it works on copies, and on one look at everybody's life.
 
 use serde_json::{Value, json};
-use smt::map::{Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume};
+use smt::map::{
+    Attachment, Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume,
+};
 use smt::{ServerId, VolumeId};
 
 use crate::control::heat::Rates;
@@ -74,12 +76,29 @@ pub fn volume(volume: &Volume) -> Value {
         "replicas": volume.replicas,
         "criticality": volume.criticality,
         "durability": volume.durability,
+        "attachment": volume.attachment.as_ref().map(attachment),
     })
 }
 
 /// A rate to a hundredth: more digits would only look exact.
 fn rate(per_second: f64) -> f64 {
     (per_second * 100.0).round() / 100.0
+}
+
+/// Who has a volume attached. Ids of clients are random, and too large for JSON's numbers.
+pub fn attachment(attachment: &Attachment) -> Value {
+    let Attachment { mode, clients } = attachment;
+    let clients: Vec<Value> = clients
+        .iter()
+        .map(|client| {
+            json!({
+                "client_id": client.client.0.to_string(),
+                "owner": client.owner,
+                "attached_at": rfc3339(client.at_unix_ms),
+            })
+        })
+        .collect();
+    json!({ "mode": mode, "clients": clients })
 }
 
 /// A segment of the volume called so.

@@ -3,7 +3,7 @@
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use smt::map::Refused;
 
 use crate::control::ChangeError;
@@ -14,11 +14,17 @@ pub struct Problem {
     status: StatusCode,
     title: &'static str,
     detail: String,
+    /// What a program may want to know beyond it.
+    more: Option<(&'static str, Value)>,
 }
 
 impl Problem {
     pub fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Problem {
-        Problem { status, title, detail: detail.into() }
+        Problem { status, title, detail: detail.into(), more: None }
+    }
+
+    pub fn with(self, key: &'static str, value: Value) -> Problem {
+        Problem { more: Some((key, value)), ..self }
     }
 
     pub fn not_found(detail: impl Into<String>) -> Problem {
@@ -36,13 +42,16 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Problem { status, title, detail } = self;
-        let body = json!({
+        let Problem { status, title, detail, more } = self;
+        let mut body = json!({
             "type": "about:blank",
             "title": title,
             "status": status.as_u16(),
             "detail": detail,
         });
+        if let Some((key, value)) = more {
+            body[key] = value;
+        }
         let kind = [(header::CONTENT_TYPE, "application/problem+json")];
         (status, kind, body.to_string()).into_response()
     }
@@ -56,6 +65,7 @@ impl From<Refused> for Problem {
             Refused::NotFound { .. } => Problem::not_found(detail),
             Refused::Exists { .. } => Problem::new(StatusCode::CONFLICT, "exists already", detail),
             Refused::Refused { .. } => Problem::conflict(detail),
+            Refused::Attached { .. } => Problem::new(StatusCode::CONFLICT, "attached", detail),
             Refused::Moving { .. } => Problem::new(StatusCode::CONFLICT, "already moving", detail),
             Refused::NoRoom { .. } => {
                 Problem::new(StatusCode::INSUFFICIENT_STORAGE, "no room", detail)

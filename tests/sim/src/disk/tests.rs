@@ -21,6 +21,7 @@ fn disk() -> Disk {
         replicas: 1,
         active: Epoch(0),
         geometry,
+        writer: 0,
     };
     let mut disk = Disk::default();
     let meta = ReplicaMeta { config, joining: None };

@@ -64,6 +64,8 @@ fn judge(
         | Command::SetServerState { .. }
         | Command::CreateVolume { .. }
         | Command::DeleteVolume { .. }
+        | Command::Attach { .. }
+        | Command::Detach { .. }
         | Command::Evict { .. }
         | Command::NewPrimary { .. }
         | Command::RequestTransfer { .. }

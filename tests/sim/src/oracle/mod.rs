@@ -5,6 +5,7 @@
 
 pub mod active;
 pub mod alike;
+pub mod attach;
 pub mod cover;
 pub mod epochs;
 pub mod flush;

@@ -1,13 +1,17 @@
 //! Client: a workload, the hands of one client's brain, and the history of what it saw.
 //!
-//! Invariant: a block is written by one client at a time, its owner; everybody reads everything.
-//! A client that crashes comes back as another one, with the same blocks. What the servers had
-//! taken from it may still happen; what they had not is refused, as an attachment does (A1).
+//! Invariant: everybody reads everything. Where the volume is shared, a block is written by one
+//! client at a time, its owner; one that crashes comes back as another one with the same blocks,
+//! and what the servers had not yet taken from the old one is lost with its connections: sharers
+//! see to that themselves. Where the volume has one writer, whoever attached last writes
+//! everywhere, the ones before him go on until they hear of it, and only the fence (A1) keeps
+//! their requests, late ones too, from doing harm.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use smt::client::{
-    Client, ClientAction, ClientEvent, ClientSettings, OpResult, VolumeConfig, VolumeRequest,
+    Client, ClientAction, ClientError, ClientEvent, ClientSettings, OpResult, VolumeConfig,
+    VolumeRequest,
 };
 use smt::config::MS;
 use smt::map::SegmentConfig;
@@ -50,6 +54,10 @@ enum Op {
         writes: Vec<WriteId>,
     },
     Flush,
+    /// The attachment under this token is complete when it is.
+    Fence {
+        writer: u64,
+    },
     /// A lock, to be granted, and the write that is to follow.
     Hold {
         first: u64,
@@ -61,9 +69,15 @@ pub(super) struct ClientHost {
     index: usize,
     pub id: ClientId,
     brain: Client<Blocks>,
+    /// The token it writes under; 0 for none.
+    writer: u64,
+    /// It attached, and is not through with its fence.
+    fencing: bool,
     pub connections: BTreeMap<ServerId, usize>,
     sessions: BTreeMap<ServerId, Session>,
     ops: BTreeMap<OpId, Op>,
+    /// When each was asked for.
+    invoked: BTreeMap<OpId, u64>,
     next_op: u64,
     next_value: u64,
     stage: Stage,
@@ -76,7 +90,7 @@ pub(super) struct ClientHost {
 }
 
 /// The attachment of a client that has just read the map.
-fn attach(plan: &Plan, consensus: &Consensus) -> Client<Blocks> {
+fn attach(plan: &Plan, consensus: &Consensus, writer: u64) -> Client<Blocks> {
     let delta = consensus.delta(MapVersion(0));
     let config = VolumeConfig {
         volume: delta.volume,
@@ -84,8 +98,8 @@ fn attach(plan: &Plan, consensus: &Consensus) -> Client<Blocks> {
         size_blocks: delta.size_bytes.expect("nobody deletes the volume") / BLOCK_BYTES,
         segment_blocks: plan.geometry.segment_blocks,
         configs: delta.segments,
-        writer: 0,
-        read_only: false,
+        writer,
+        read_only: plan.exclusive && writer == 0,
     };
     let settings = ClientSettings {
         overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock),
@@ -98,13 +112,17 @@ impl ClientHost {
     pub fn new(index: usize, plan: &Plan, consensus: &Consensus) -> ClientHost {
         let mut configs: Vec<&SegmentConfig> = consensus.configs().collect();
         configs.sort_by_key(|c| c.index);
+        let writer = u64::from(plan.exclusive && index == 0);
         ClientHost {
             index,
             id: ClientId(u64::try_from(index).expect("few clients") + 1),
-            brain: attach(plan, consensus),
+            brain: attach(plan, consensus, writer),
+            writer,
+            fencing: writer > 0,
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
             ops: BTreeMap::new(),
+            invoked: BTreeMap::new(),
             next_op: 0,
             next_value: 0,
             stage: Stage::Work,
@@ -129,7 +147,7 @@ impl ClientHost {
         let (op, what) = self.ops.iter().next()?;
         let segment = match what {
             Op::Change { writes } => writes.first().map(|((segment, _), _)| *segment),
-            Op::Read { .. } | Op::Flush | Op::Hold { .. } => None,
+            Op::Read { .. } | Op::Flush | Op::Fence { .. } | Op::Hold { .. } => None,
         };
         Some((segment, format!("client {} waits for op {op}: {what:?}", self.index + 1)))
     }
@@ -144,6 +162,60 @@ impl World {
         }
         self.after(TICK_NS, What::ClientTick { client });
         self.after(2 * MS, What::Think { client });
+        self.fence(client);
+    }
+
+    /// A1: a client that attached makes sure of it, before it writes.
+    fn fence(&mut self, client: usize) {
+        let c = &self.clients[client];
+        let writer = c.writer;
+        if !c.fencing {
+            return;
+        }
+        if !self.plan.settings.holds(Mutant::A1NoFence) {
+            self.fenced(client, writer);
+            return;
+        }
+        let op = self.next_op(client, Op::Fence { writer });
+        self.tell(client, ClientEvent::Submit { op, request: VolumeRequest::Fence });
+    }
+
+    fn fenced(&mut self, client: usize, writer: u64) {
+        self.clients[client].fencing = false;
+        self.counts.attachments += 1;
+        let stamp = self.history.stamp();
+        self.attachments.complete(writer, stamp);
+        let id = self.clients[client].id;
+        self.say(None, || format!("c{id} has attached under writer token {writer}"));
+    }
+
+    /// Who writes, where one alone may.
+    pub(super) fn writer(&self) -> Option<usize> {
+        let of = |c: &ClientHost| if self.plan.exclusive { c.writer } else { 0 };
+        (0..self.clients.len())
+            .filter(|&c| of(&self.clients[c]) > 0)
+            .max_by_key(|&c| of(&self.clients[c]))
+    }
+
+    /// Another process, in the place of this client, asks the map for the volume, whoever has it.
+    pub(super) fn take_over(&mut self, client: usize) {
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        // Identities tell the place: the next free one that is this client's.
+        while (self.next_client - 1) % clients != u64::try_from(client).expect("few clients") {
+            self.next_client += 1;
+        }
+        let id = ClientId(self.next_client);
+        self.next_client += 1;
+        let command = self.consensus.attach_command(id);
+        self.propose(None, command);
+    }
+
+    /// The map gave a client the volume.
+    pub(super) fn attached(&mut self, id: ClientId, writer: u64) {
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let client = small((id.0 - 1) % clients);
+        self.install(client, id, writer);
+        self.fence(client);
     }
 
     fn blocks(&self) -> u64 {
@@ -177,21 +249,14 @@ impl World {
         let area = if self.rng.below(5) == 0 { blocks } else { self.plan.hot_blocks.min(blocks) };
         let first = self.rng.below(area);
         let count = if self.rng.coin() { 1 } else { self.rng.range(1, 5) };
-        if self.rng.below(16) >= self.plan.writes_of_16 {
+        let is_reader = self.plan.exclusive && (c.writer == 0 || c.fencing);
+        if self.rng.below(16) >= self.plan.writes_of_16 || is_reader {
             self.read(client, first, count.min(blocks - first));
             return;
         }
-        // The run of ours that is nearest.
-        let run = self.plan.run_blocks;
-        let clients = u64::try_from(self.clients.len()).expect("few clients");
-        let mine = u64::try_from(client).expect("few clients");
-        let turn = first / run;
-        let turn = turn - turn % clients + mine;
-        let first = turn * run + first % run;
-        if first >= blocks {
+        let Some((first, count)) = self.ours(client, first, count) else {
             return;
-        }
-        let count = count.min((turn + 1) * run - first).min(blocks - first);
+        };
         match self.rng.below(20) {
             0 => {
                 let op = self.next_op(client, Op::Flush);
@@ -213,10 +278,28 @@ impl World {
         }
     }
 
+    /// Blocks near `first` that this client may write.
+    fn ours(&self, client: usize, first: u64, count: u64) -> Option<(u64, u64)> {
+        let blocks = self.blocks();
+        if self.plan.exclusive {
+            return Some((first, count.min(blocks - first)));
+        }
+        // The run of ours that is nearest.
+        let run = self.plan.run_blocks;
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let mine = u64::try_from(client).expect("few clients");
+        let turn = first / run;
+        let turn = turn - turn % clients + mine;
+        let first = turn * run + first % run;
+        (first < blocks).then(|| (first, count.min((turn + 1) * run - first).min(blocks - first)))
+    }
+
     fn next_op(&mut self, client: usize, op: Op) -> OpId {
+        let stamp = self.history.stamp();
         let c = &mut self.clients[client];
         c.next_op += 1;
         let id = OpId(c.next_op);
+        c.invoked.insert(id, stamp);
         c.ops.insert(id, op);
         id
     }
@@ -291,6 +374,19 @@ impl World {
                 }
             }
         }
+        if self.clients[client].brain.dead() == Some(ClientError::Fenced) {
+            // It lost the volume. Who comes in its place reads.
+            let id = self.clients[client].id;
+            self.say(None, || format!("c{id} was fenced"));
+            let clients = u64::try_from(self.clients.len()).expect("few clients");
+            let mine = u64::try_from(client).expect("few clients");
+            while (self.next_client - 1) % clients != mine {
+                self.next_client += 1;
+            }
+            let id = ClientId(self.next_client);
+            self.next_client += 1;
+            self.install(client, id, 0);
+        }
         if let Some(Tick(at)) = self.clients[client].brain.next_wake() {
             let at = at.max(self.now + WAKE_MIN_NS);
             if at < self.clients[client].wakes_at {
@@ -324,7 +420,7 @@ impl World {
                 self.history.sent(id, op, segment, range.blocks().map(|b| (b, 0)));
             }
             RequestBody::Flush => self.history.flush_sent(id, op, segment),
-            RequestBody::Read { .. } => {}
+            RequestBody::Read { .. } | RequestBody::Fence => {}
         }
         self.send(connection, Side::Acceptor, Packet::Request(request));
     }
@@ -353,7 +449,15 @@ impl World {
         if self.trace.is_on() {
             self.say(None, || format!("c{} op {op} {was:?}: {result:?}", client + 1));
         }
+        let c = &mut self.clients[client];
+        let invoked_at = c.invoked.remove(&op).unwrap_or(0);
+        let writer = c.writer;
         let is_failed = matches!(result, OpResult::Failed(_));
+        // A flush with nothing to flush asks nobody, and promises nothing new.
+        if !is_failed && !matches!(was, Op::Flush) {
+            let verdict = self.attachments.succeeded(writer, invoked_at);
+            self.judge(verdict);
+        }
         let counts = &mut self.counts;
         *(if is_failed { &mut counts.ops_failed } else { &mut counts.ops_done }) += 1;
         match (was, result) {
@@ -378,7 +482,15 @@ impl World {
                     self.history.failed(write);
                 }
             }
-            (Op::Read { .. } | Op::Change { .. } | Op::Flush | Op::Hold { .. }, _) => {}
+            (Op::Fence { writer }, OpResult::Done) => self.fenced(client, writer),
+            (
+                Op::Read { .. }
+                | Op::Change { .. }
+                | Op::Flush
+                | Op::Fence { .. }
+                | Op::Hold { .. },
+                _,
+            ) => {}
         }
     }
 
@@ -435,24 +547,33 @@ impl World {
 
     /// A client process dies, and another takes its place.
     pub(super) fn replace_client(&mut self, client: usize) {
+        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let old = self.clients[client].id;
+        self.install(client, ClientId(old.0 + clients), 0);
+        for host in &mut self.hosts {
+            host.clients.retain(|(known, _), _| *known != old);
+        }
+    }
+
+    /// A new process in the place of a client: under another identity, knowing nothing. What the
+    /// old one had under way may happen or not.
+    fn install(&mut self, client: usize, id: ClientId, writer: u64) {
         let place = self.hosts.len() + client;
         for (connection, _) in self.net.of(place) {
             self.net.sever(connection);
         }
         self.judge_mismatches(client);
-        let brain = attach(&self.plan, &self.consensus);
-        let clients = u64::try_from(self.clients.len()).expect("few clients");
+        let brain = attach(&self.plan, &self.consensus, writer);
         let c = &mut self.clients[client];
         let old = c.id;
-        c.id = ClientId(old.0 + clients);
+        c.id = id;
         c.brain = brain;
+        c.writer = writer;
+        c.fencing = writer > 0;
         c.ops.clear();
+        c.invoked.clear();
         c.connections.clear();
         c.sessions.clear();
-        let id = c.id;
-        for host in &mut self.hosts {
-            host.clients.retain(|(known, _), _| *known != old);
-        }
         self.consensus.told[client] = self.consensus.version();
         self.consensus.deltas[client].clear();
         self.say(None, || format!("c{old} dies, c{id} takes its place"));

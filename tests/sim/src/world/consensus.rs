@@ -7,18 +7,21 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use smt::map::{
-    Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig, Server, ServerState,
+    AttachMode, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig, Server,
+    ServerState,
 };
 use smt::message::VolumeDelta;
 use smt::{
-    BLOCK_BYTES, Geometry, Incarnation, MapVersion, MigrationId, SegmentId, ServerId, Settings,
-    VolumeId,
+    BLOCK_BYTES, ClientId, Geometry, Incarnation, MapVersion, MigrationId, SegmentId, ServerId,
+    Settings, VolumeId,
 };
 
 use crate::plan::Plan;
 
 /// Bytes of a segment in the map: the smallest it takes.
 const SEGMENT_BYTES: u64 = 1 << 20;
+
+const VOLUME: &str = "vol0";
 
 /// What one log entry did to one segment.
 #[derive(Clone, Debug)]
@@ -91,7 +94,7 @@ impl Consensus {
             consensus.commit(&Command::RegisterServer(server)).1.expect("a new server is welcome");
         }
         let create = Command::CreateVolume {
-            name: "vol0".to_owned(),
+            name: VOLUME.to_owned(),
             size_bytes: SEGMENT_BYTES * u64::from(plan.segments),
             segment_bytes: SEGMENT_BYTES,
             replicas: plan.replicas,
@@ -103,6 +106,24 @@ impl Consensus {
             other => panic!("the volume was not made: {other:?}"),
         }
         consensus
+    }
+
+    /// The first client has the volume before anything happens.
+    pub fn attach_first(&mut self) {
+        let command = self.attach_command(ClientId(1));
+        self.commit(&command).1.expect("nobody has it");
+    }
+
+    /// Takes the volume, whoever has it.
+    pub fn attach_command(&self, client: ClientId) -> Command {
+        Command::Attach {
+            volume: VOLUME.to_owned(),
+            client,
+            owner: format!("client {client}"),
+            mode: AttachMode::Exclusive,
+            force: true,
+            at_unix_ms: 0,
+        }
     }
 
     pub fn version(&self) -> MapVersion {

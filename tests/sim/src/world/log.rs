@@ -2,7 +2,7 @@
 //! asks for a new copy where one is missing.
 
 use smt::config::MS;
-use smt::map::{Cause, CauseKind, Command, SegmentConfig};
+use smt::map::{Cause, CauseKind, Command, Reply, SegmentConfig};
 use smt::{SegmentId, ServerId};
 
 use super::consensus::Changed;
@@ -69,6 +69,11 @@ impl World {
         for change in &changed {
             self.judge_change(change, &command);
         }
+        if let (Command::Attach { client, .. }, Ok(Reply::Attached { writer, .. })) =
+            (&command, &outcome)
+        {
+            self.attached(*client, *writer);
+        }
         if changed.is_empty() {
             return;
         }
@@ -108,6 +113,8 @@ impl World {
             | Command::SetServerState { .. }
             | Command::CreateVolume { .. }
             | Command::DeleteVolume { .. }
+            | Command::Attach { .. }
+            | Command::Detach { .. }
             | Command::RequestTransfer { .. }
             | Command::StartMigration { .. }
             | Command::MigrationProgress { .. }
@@ -195,6 +202,8 @@ pub(super) fn segment_of(command: &Command) -> Option<SegmentId> {
         | Command::SetServerState { .. }
         | Command::CreateVolume { .. }
         | Command::DeleteVolume { .. }
+        | Command::Attach { .. }
+        | Command::Detach { .. }
         | Command::MigrationProgress { .. } => None,
     }
 }

@@ -25,6 +25,7 @@ pub use client::Stage;
 use crate::network::{Network, Side};
 use crate::oracle::Violation;
 use crate::oracle::active::Active;
+use crate::oracle::attach::Attachments;
 use crate::oracle::history::History;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -141,6 +142,7 @@ pub struct Counts {
     pub steps: u64,
     pub ops_done: u64,
     pub ops_failed: u64,
+    pub attachments: u64,
     pub crashes: u64,
     pub activations: u64,
     pub failovers: u64,
@@ -164,11 +166,12 @@ impl Counts {
 
     /// Each count with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 14] {
+    pub fn fields(&self) -> [(&'static str, u64); 15] {
         let Counts {
             steps,
             ops_done,
             ops_failed,
+            attachments,
             crashes,
             activations,
             failovers,
@@ -185,6 +188,7 @@ impl Counts {
             ("steps", steps),
             ("ops", ops_done),
             ("failed ops", ops_failed),
+            ("attachments", attachments),
             ("crashes", crashes),
             ("activations", activations),
             ("failovers", failovers),
@@ -199,11 +203,12 @@ impl Counts {
         ]
     }
 
-    fn fields_mut(&mut self) -> [&mut u64; 14] {
+    fn fields_mut(&mut self) -> [&mut u64; 15] {
         [
             &mut self.steps,
             &mut self.ops_done,
             &mut self.ops_failed,
+            &mut self.attachments,
             &mut self.crashes,
             &mut self.activations,
             &mut self.failovers,
@@ -236,6 +241,9 @@ pub struct World {
     next_fault: u64,
     history: History,
     active: Active,
+    attachments: Attachments,
+    /// The identity the next client process gets.
+    next_client: u64,
     pub counts: Counts,
     pub trace: Trace,
     pub violation: Option<Violation>,
@@ -244,7 +252,10 @@ pub struct World {
 impl World {
     #[must_use]
     pub fn new(plan: Plan, trace: bool) -> World {
-        let consensus = Consensus::new(&plan);
+        let mut consensus = Consensus::new(&plan);
+        if plan.exclusive {
+            consensus.attach_first();
+        }
         let mut rng = Rng::new(plan.seed ^ 0x0123_4567_89ab_cdef);
         let mut history = History::default();
         for config in consensus.configs() {
@@ -270,6 +281,8 @@ impl World {
             next_fault: 0,
             history,
             active: Active::default(),
+            attachments: Attachments::default(),
+            next_client: u64::try_from(plan.clients).expect("a handful") + 1,
             counts: Counts::default(),
             trace: Trace::new(trace),
             violation: None,

@@ -128,7 +128,11 @@ impl World {
             }
             Fault::ClientCrash => {
                 let client = self.rng.index(self.clients.len());
-                self.replace_client(client);
+                if self.plan.exclusive {
+                    self.take_over(client);
+                } else {
+                    self.replace_client(client);
+                }
             }
             Fault::Outage => {
                 let for_ns = self.rng.range(20, 300) * MS;
@@ -395,8 +399,9 @@ impl World {
         self.say(Some(config.segment), || format!("s{} is to usurp s{}", backup + 1, primary + 1));
         self.block(paths, for_ns);
         self.lag(primary, for_ns);
-        // Somebody goes on talking to the old one.
+        // Somebody goes on talking to the old one: whoever writes, where one does.
         let client = self.rng.index(self.clients.len());
+        let client = self.writer().unwrap_or(client);
         self.clients[client].lag_until = self.now + for_ns;
         if self.rng.below(3) > 0 {
             let power = self.rng.coin();
@@ -416,6 +421,12 @@ impl World {
         let (expect, server) = (config.epoch, server_id(host));
         if self.at_war && config.primary != server {
             self.propose(None, Command::NewPrimary { segment, expect, server });
+            // And the volume is taken over while nobody is active (A1).
+            if let Some(writer) = self.writer()
+                && self.rng.coin()
+            {
+                self.take_over((writer + 1) % self.clients.len());
+            }
         }
     }
 

@@ -1,0 +1,104 @@
+//! Attachments: who may change a volume, and the token that says so (S8, A1, A5).
+//!
+//! Invariant: a token is given out once, and only the newest of a volume is good. It is in every
+//! config made after it was given out (A2), so that no primary of a later epoch knows an older one.
+//!
+//! Leaves to others: whether a holder still lives (the proposer judges, and sets `force`), and to
+//! fence the primaries that serve already (the client that attached, A1).
+
+use super::apply::{Map, not_found, refused};
+use super::command::{Refused, Reply};
+use super::types::*;
+use crate::ids::*;
+
+/// Clients that share one volume.
+pub const SHARERS_MAX: usize = 64;
+
+/// Bytes of an owner's name.
+pub const OWNER_BYTES_MAX: usize = 255;
+
+impl Attachment {
+    /// Whether it keeps out a client that wants the volume in this mode, and not by force.
+    #[must_use]
+    pub fn keeps_out(&self, client: ClientId, mode: AttachMode) -> bool {
+        // Asked twice: the answer to the first may have been lost.
+        let has_it = self.mode == mode && self.clients.iter().any(|c| c.client == client);
+        let shares = self.mode == AttachMode::Shared && mode == AttachMode::Shared;
+        !has_it && !shares
+    }
+}
+
+impl Map {
+    pub(super) fn attach(
+        &mut self,
+        name: &str,
+        attached: Attached,
+        mode: AttachMode,
+        force: bool,
+    ) -> Result<Reply, Refused> {
+        let volume = self
+            .names
+            .get(name)
+            .and_then(|id| self.volumes.get_mut(id))
+            .ok_or_else(|| not_found(format!("volume {name}")))?;
+        if attached.owner.len() > OWNER_BYTES_MAX {
+            return Err(refused(format!(
+                "an owner's name has at most {OWNER_BYTES_MAX} bytes, not {}",
+                attached.owner.len()
+            )));
+        }
+        if let Some(held) = &mut volume.attachment {
+            if !force && held.keeps_out(attached.client, mode) {
+                return Err(held_by(name, held));
+            }
+            let is_there = held.clients.iter().any(|c| c.client == attached.client);
+            if is_there && held.mode == mode {
+                return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
+            }
+            if !force {
+                if held.clients.len() >= SHARERS_MAX {
+                    return Err(refused(format!(
+                        "volume {name} is shared by {SHARERS_MAX} clients already"
+                    )));
+                }
+                held.clients.push(attached);
+                return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
+            }
+        }
+        volume.writer += 1;
+        volume.attachment = Some(Attachment { mode, clients: vec![attached] });
+        Ok(Reply::Attached { id: volume.id, writer: volume.writer })
+    }
+
+    pub(super) fn detach(
+        &mut self,
+        name: &str,
+        client: ClientId,
+        writer: u64,
+    ) -> Result<Reply, Refused> {
+        let volume = self
+            .names
+            .get(name)
+            .and_then(|id| self.volumes.get_mut(id))
+            .ok_or_else(|| not_found(format!("volume {name}")))?;
+        if volume.writer == writer
+            && let Some(held) = &mut volume.attachment
+        {
+            held.clients.retain(|c| c.client != client);
+            if held.clients.is_empty() {
+                volume.attachment = None;
+            }
+        }
+        Ok(Reply::Done)
+    }
+}
+
+/// Refused, because somebody has it.
+#[must_use]
+pub fn held_by(name: &str, held: &Attachment) -> Refused {
+    let (client, owner) = held
+        .clients
+        .first()
+        .map_or((ClientId(0), String::new()), |first| (first.client, first.owner.clone()));
+    Refused::Attached { volume: name.to_owned(), client, owner }
+}
