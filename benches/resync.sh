@@ -5,7 +5,8 @@
 . "$(dirname "$0")/../tests/cluster.sh"
 away=${AWAY:-60} iops=${IOPS:-100}
 
-start --servers 2 --replicas 2 --segment-size 256MiB --volume "vol0:${SIZE:-4GiB}"
+# Three voters, so that two can do without the third; and nowhere else to put a third replica.
+start --servers 3 --replicas 3 --segment-size 256MiB --volume "vol0:${SIZE:-4GiB}"
 size=$(query 'd["volumes"][0]["size_bytes"]' volume list)
 echo "--- filling $((size >> 20)) MiB"
 fio --name=fill --ioengine=nbd --uri="$URI" --rw=write --bs=1m --iodepth=8 --size="$size" \
