@@ -243,7 +243,7 @@ mod tests {
         }
         assert_eq!(
             drain(&mut queue),
-            [evict(1, 1), active(2), wish(1), progress(7, 1), progress(8, 1)]
+            [evict(1, 1), wish(1), active(2), progress(7, 1), progress(8, 1)]
         );
     }
 
@@ -254,12 +254,12 @@ mod tests {
             queue.push(command, 3);
         }
         assert_eq!(queue.push(progress(8, 1), 3), Some(progress(8, 1)));
-        assert_eq!(queue.push(active(1), 3), Some(progress(7, 1)));
-        assert_eq!(queue.push(wish(2), 3), Some(wish(2)), "the older wish stays");
-        assert_eq!(queue.push(active(2), 3), Some(wish(1)));
+        assert_eq!(queue.push(evict(2, 1), 3), Some(progress(7, 1)));
+        assert_eq!(queue.push(active(2), 3), Some(active(2)), "the older wish stays");
+        assert_eq!(queue.push(evict(3, 1), 3), Some(wish(1)));
         assert_eq!(queue.push(progress(9, 1), 3), Some(progress(9, 1)));
-        assert_eq!(queue.push(active(3), 3), Some(active(3)), "only among equals");
+        assert_eq!(queue.push(evict(4, 1), 3), Some(evict(4, 1)), "only among equals");
         assert_eq!(queue.push(evict(1, 2), 3), None, "replacing needs no room");
-        assert_eq!(drain(&mut queue), [evict(1, 2), active(1), active(2)]);
+        assert_eq!(drain(&mut queue), [evict(1, 2), evict(2, 1), evict(3, 1)]);
     }
 }
