@@ -6,10 +6,10 @@
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use client_lib::size;
 
 use crate::dev::DevArgs;
 use crate::model::Id;
-use crate::size;
 use crate::url::BaseUrl;
 
 const EXAMPLES: &str = "\
@@ -305,16 +305,17 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub enum FaultCommand {
-    /// Put a fault under a server's disk; it replaces the one before
+    /// Put faults under a server's disk; those not named stay as they are
     #[command(after_help = "\
 Examples:
   petrel fault inject 2 --read-latency-ms 80 --write-latency-ms 80
-  petrel fault inject 2 --error-rate 0.01
-  petrel fault clear 2
+  petrel fault inject 2 --error-rate 0.01       besides the latency
+  petrel fault inject 2 --write-latency-ms 0    only reads are slow from here on
+  petrel fault clear 2                          nothing is wrong any more
 
 The score never hears of it: it has to find the fault in its effects.")]
     Inject(FaultInject),
-    /// Take the fault away
+    /// Take all faults away
     Clear {
         /// The server
         #[arg(value_name = "ID")]
@@ -338,10 +339,10 @@ pub struct Fault {
     /// Every read takes this much longer
     #[arg(long, value_name = "N")]
     pub read_latency_ms: Option<u64>,
-    /// Every write takes this much longer
+    /// Every write, and every sync, takes this much longer
     #[arg(long, value_name = "N")]
     pub write_latency_ms: Option<u64>,
-    /// Share of operations that fail, 0 to 1
+    /// Share of reads and writes that fail, 0 to 1
     #[arg(long, value_name = "F", value_parser = parse_share)]
     pub error_rate: Option<f64>,
     /// Share of reads that come back with a bit flipped, 0 to 1

@@ -12,7 +12,6 @@ mod dev;
 mod error;
 mod model;
 mod output;
-mod size;
 mod url;
 mod wait;
 

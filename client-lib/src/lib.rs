@@ -1,6 +1,7 @@
 //! The library applications link to use Petrel volumes: [`Cluster`] and [`Volume`] on a thread of
 //! their own, or a [`Driver`] on the caller's reactor; and the plumbing it shares with the
-//! daemons: blocks in buffers ([`Data`]) and messages on streams ([`frames`]).
+//! daemons: blocks in buffers ([`Data`]), messages on streams ([`frames`]) and sizes as people
+//! write them ([`size`]).
 //!
 //! Invariant: an operation is reported failed only when it can no longer happen; until then it is
 //! retried, redirected and waited for.
@@ -14,6 +15,7 @@ mod data;
 mod driver;
 mod error;
 pub mod frames;
+pub mod size;
 mod volume;
 
 pub use control::{ControlError, VolumeSummary};

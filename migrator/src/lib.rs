@@ -13,6 +13,6 @@ mod planner;
 mod policy;
 mod view;
 
-pub use planner::{Memory, plan};
+pub use planner::{Memory, plan, watch};
 pub use policy::{Policy, Thresholds};
 pub use view::{Decision, Health, Plan, View};

@@ -99,7 +99,16 @@ pub fn plan(view: View<'_>, policy: &Policy, memory: &mut Memory) -> Plan {
     for wishes in [rebuilds, evacuations, drains] {
         planning.grant(wishes, memory);
     }
+    memory.decided.retain(|_, at| view.now_ms.saturating_sub(*at) < REST_MS);
     planning.plan
+}
+
+/// Remembers what a planner would, and decides nothing: for who may have to go on where another
+/// planner left off.
+pub fn watch(view: View<'_>, policy: &Policy, memory: &mut Memory) {
+    let decided = std::mem::take(&mut memory.decided);
+    plan(view, policy, memory);
+    memory.decided = decided;
 }
 
 fn at_least(score: Option<f64>, threshold: f64) -> bool {

@@ -79,7 +79,7 @@ pub struct Settings {
     pub copy_bytes_per_second_busy: u64,
     /// Chunks in flight to a joiner at once.
     pub copy_window: u32,
-    /// Forwarded, unacknowledged blocks a joiner may owe before its migration is given up.
+    /// Forwarded, unacknowledged blocks a joiner may owe before writes take chunks back (M4).
     pub forward_backlog_blocks_max: u64,
     /// Records a replica keeps in its tail and in flight at most; a client beyond is told to retry.
     pub inflight_records_max: usize,
@@ -94,10 +94,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            lease_ns: 2000 * MS,
-            lease_renew_ns: 400 * MS,
-            ack_timeout_ns: 2000 * MS,
-            suspect_ns: 2000 * MS,
+            // Failover after the death of a primary waits this out: 0.7 s leave 0.3 of the second
+            // it may take. Five renewals in it, so that a hiccup of half a second goes unnoticed.
+            lease_ns: 700 * MS,
+            lease_renew_ns: 140 * MS,
+            ack_timeout_ns: 1500 * MS,
+            suspect_ns: 1500 * MS,
             suspect_closed_ns: 200 * MS,
             propose_retry_ns: 1000 * MS,
             seal_timeout_ns: 500 * MS,
@@ -146,6 +148,8 @@ pub enum Mutant {
     L4ForgetPromise,
     /// M3: a chunk is read earlier than its place in the stream.
     M3ReadEarly,
+    /// M4: a write that is not forwarded, for the joiner owes too much, does not take its chunk back.
+    M4WriteForgotten,
     /// M7: a joiner is promoted without having become a required acker.
     M7PromoteWithoutSync,
     /// M8: a joiner is dropped after Promote was proposed, without winning a compare-and-set.

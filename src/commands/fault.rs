@@ -1,4 +1,4 @@
-//! `petrel fault`: put a fault under one server's disk, and take it away.
+//! `petrel fault`: put faults under one server's disk, and take them away.
 //!
 //! The order goes to the server it concerns and to no other: a fault is no fact of the cluster,
 //! and the score must find it from its effects.
@@ -16,7 +16,7 @@ pub fn run(context: &Context, command: &FaultCommand) -> Result<(), Error> {
         FaultCommand::Inject(fault) => inject(context, fault),
         FaultCommand::Clear { id } => {
             let server = context.client_of(id)?;
-            let answer = server.delete(&format!("clear the fault of server {id}"), ROUTE)?;
+            let answer = server.delete(&format!("clear the faults of server {id}"), ROUTE)?;
             context.confirm(
                 &answer,
                 &json!({"server": id.0, "fault": null}),
@@ -43,10 +43,12 @@ fn inject(context: &Context, fault: &FaultInject) -> Result<(), Error> {
     }
     let body = Value::Object(body);
     let server = context.client_of(id)?;
-    let answer = server.post(&format!("inject a fault into server {id}"), ROUTE, &body)?;
+    let answer = server.post(&format!("inject faults into server {id}"), ROUTE, &body)?;
+    // What it has now: those of before that were not named are there still.
+    let now = if answer.is_object() { &answer } else { &body };
     context.confirm(
         &answer,
         &json!({"server": id.0, "fault": body}),
-        &format!("server {id} has a fault: {body}"),
+        &format!("server {id} has these faults: {now}"),
     )
 }

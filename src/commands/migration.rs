@@ -10,9 +10,9 @@ use crate::commands::Context;
 use crate::error::Error;
 use crate::model::{Id, Migration};
 use crate::output::{or_dash, table};
-use crate::size::display_bytes;
 use crate::url::encode;
 use crate::wait::{self, POLL_INTERVAL, Patience};
+use client_lib::size::display_bytes;
 
 pub fn run(context: &Context, command: &MigrationCommand) -> Result<(), Error> {
     match command {

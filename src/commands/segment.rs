@@ -8,9 +8,9 @@ use crate::commands::Context;
 use crate::error::Error;
 use crate::model::{Id, Migration, Segment, Segments};
 use crate::output::{or_dash, table};
-use crate::size::display_bytes;
 use crate::url::encode;
 use crate::wait;
+use client_lib::size::display_bytes;
 
 pub fn run(context: &Context, command: &SegmentCommand) -> Result<(), Error> {
     match command {

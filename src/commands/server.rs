@@ -10,9 +10,9 @@ use crate::commands::Context;
 use crate::error::Error;
 use crate::model::{Id, Migration, Segments, Server, Servers, Volumes};
 use crate::output::{or_dash, table};
-use crate::size::display_bytes;
 use crate::url::encode;
 use crate::wait::{POLL_INTERVAL, Patience, migrations, segments_bar};
+use client_lib::size::display_bytes;
 
 /// How often a drain looks up which segments nobody has begun to move: it reads the whole map.
 const UNPLANNED_INTERVAL: Duration = Duration::from_secs(5);
@@ -186,9 +186,8 @@ impl<'a> DrainWait<'a> {
     /// One sentence on what holds the drain up; the server's own words first, if it has any.
     fn waiting_for(&mut self, progress: &Progress) -> Result<String, Error> {
         let mut parts = Vec::new();
-        if let Some(told) = &progress.server.waiting_for {
-            parts.push(told.to_string());
-        }
+        let told = progress.server.waiting_for.as_ref().map(ToString::to_string);
+        parts.extend(told.filter(|told| !told.is_empty()));
         if progress.server.state == "down" {
             parts.push(
                 "the server is down, its segments are rebuilt from other replicas".to_owned(),

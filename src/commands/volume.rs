@@ -10,8 +10,8 @@ use crate::commands::Context;
 use crate::error::Error;
 use crate::model::{Segments, Volume, Volumes};
 use crate::output::{or_dash, table};
-use crate::size::display_bytes;
 use crate::url::encode;
+use client_lib::size::display_bytes;
 
 pub fn run(context: &Context, command: &VolumeCommand) -> Result<(), Error> {
     match command {

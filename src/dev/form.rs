@@ -18,7 +18,7 @@ use super::manifest::Manifest;
 use crate::client::Client;
 use crate::error::{EXIT_FAILED, EXIT_REFUSED, Error};
 use crate::model::{Cluster, Volumes};
-use crate::size::display_bytes;
+use client_lib::size::display_bytes;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Asking for a connection on this machine is answered at once or not at all.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::args::{DevArgs, HttpListen, NbdListen, VolumeSpec};
 use super::error::DevError;
-use crate::size::display_bytes;
+use client_lib::size::display_bytes;
 
 /// Version of this file's format; a newer one is refused.
 const FORMAT: u32 = 1;

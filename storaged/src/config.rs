@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use client_lib::size::parse_bytes;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -65,8 +66,8 @@ pub struct Flags {
     /// this directory made of the peers.
     #[arg(long, value_name = "HEX")]
     pub cluster: Option<String>,
-    /// Bytes replicas may take here; without it, what the file system has.
-    #[arg(long, value_name = "BYTES")]
+    /// What replicas may take here, such as 500G; without it, what the file system has.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
     /// Let POST /v1/faults make the disk slow or wrong. For tests.
     #[arg(long)]
@@ -93,7 +94,8 @@ struct File {
     peers: Vec<PeerConfig>,
     bootstrap: bool,
     cluster: Option<String>,
-    capacity: Option<u64>,
+    /// A size, or a number of bytes.
+    capacity: Option<toml::Value>,
     allow_faults: bool,
     insecure: bool,
     exit_on_stdin_close: bool,
@@ -156,6 +158,20 @@ fn address(key: &'static str, value: &str, insecure: bool) -> Result<SocketAddr,
     Ok(address)
 }
 
+fn capacity(value: &toml::Value) -> Result<u64, ConfigError> {
+    let (key, wanted) = ("capacity", "want a size such as \"500G\", or a number of bytes");
+    let bad = |value: String, reason: String| ConfigError::Bad { key, value, reason };
+    match value {
+        toml::Value::String(text) => {
+            parse_bytes(text).map_err(|error| bad(text.clone(), error.to_string()))
+        }
+        toml::Value::Integer(bytes) => {
+            u64::try_from(*bytes).map_err(|_| bad(bytes.to_string(), wanted.to_owned()))
+        }
+        other => Err(bad(other.to_string(), wanted.to_owned())),
+    }
+}
+
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -198,6 +214,11 @@ impl Config {
                 }
             },
         };
+        let capacity_bytes = match (flags.capacity, &file.capacity) {
+            (Some(bytes), _) => Some(bytes),
+            (None, Some(value)) => Some(capacity(value)?),
+            (None, None) => None,
+        };
         Ok(Config {
             id,
             data_dir: flags.data_dir.or(file.data_dir).ok_or(missing("data_dir", "data-dir"))?,
@@ -209,7 +230,7 @@ impl Config {
             peers,
             bootstrap: flags.bootstrap || file.bootstrap,
             cluster,
-            capacity_bytes: flags.capacity.or(file.capacity),
+            capacity_bytes,
             allow_faults: flags.allow_faults || file.allow_faults,
             exit_on_stdin_close: flags.exit_on_stdin_close || file.exit_on_stdin_close,
         })
@@ -253,6 +274,38 @@ mod tests {
         let error = with_file(&open).expect_err("it is open");
         assert!(error.to_string().contains("--insecure"), "{error}");
         with_file(&format!("insecure = true\n{open}")).expect("it was asked for");
+    }
+
+    #[test]
+    fn a_capacity_is_a_size_in_the_file_and_as_a_flag() {
+        for (text, bytes) in [("\"4G\"", 4 << 30), ("\"4GiB\"", 4 << 30), ("4096", 4096)] {
+            let config = with_file(&format!("capacity = {text}\n{SOUND}")).expect("it is sound");
+            assert_eq!(config.capacity_bytes, Some(bytes), "{text}");
+        }
+        assert_eq!(with_file(SOUND).expect("it is sound").capacity_bytes, None);
+        for text in ["4G", "4GiB", "4294967296"] {
+            let flags = Flags::try_parse_from(["storaged", "--capacity", text]).expect("a size");
+            assert_eq!(flags.capacity, Some(4 << 30), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_capacity_that_is_no_size_is_refused_by_name_and_with_what_to_write() {
+        for (text, said) in [
+            ("\"4GB\"", "4GiB"),
+            ("\"much\"", "512MiB"),
+            ("\"99E\"", "64 bits"),
+            ("-1", "500G"),
+            ("4.5", "500G"),
+            ("[1]", "500G"),
+        ] {
+            let error = with_file(&format!("capacity = {text}\n{SOUND}")).expect_err(text);
+            let error = error.to_string();
+            assert!(error.contains("capacity") && error.contains(said), "{error}");
+        }
+        let flags = Flags::try_parse_from(["storaged", "--capacity", "4GB"]);
+        let error = flags.expect_err("GB is ambiguous").to_string();
+        assert!(error.contains("--capacity") && error.contains("4GiB"), "{error}");
     }
 
     #[test]

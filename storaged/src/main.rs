@@ -16,7 +16,7 @@ use smt::{ServerId, Settings, Tick};
 use storaged::config::{Config, Flags};
 use storaged::control::{self, ControlError, Inputs};
 use storaged::disk::{DataDir, Disk, DiskError, DiskOptions, Faults, Syncer};
-use storaged::shard::{Identity, Observer, Outlets, Shard, Signals};
+use storaged::shard::{Identity, Observer, Outlets, Shard, Signals, Traffic};
 use storaged::telemetry::latency::IoStats;
 use tokio::sync::{mpsc, watch};
 use xxhash_rust::xxh3::xxh3_64;
@@ -102,6 +102,7 @@ fn run(config: Config) -> anyhow::Result<()> {
     let settings = Settings::default();
     let map = Arc::new(Mutex::new(Map::new()));
     let stats = Arc::new(IoStats::new());
+    let traffic = Arc::new(Traffic::default());
     let faults = config.allow_faults.then(|| Arc::new(Faults::default()));
     let (proposals, proposed) = mpsc::unbounded_channel();
     let (reports, reported) = mpsc::unbounded_channel();
@@ -114,6 +115,7 @@ fn run(config: Config) -> anyhow::Result<()> {
     let (ready, started) = std::sync::mpsc::channel();
     let shard_map = Arc::clone(&map);
     let shard_faults = faults.clone();
+    let shard_traffic = Arc::clone(&traffic);
     let observer = Arc::new(Observer(Arc::clone(&stats)));
     let capacity_bytes = data_dir.space().capacity_bytes();
     let shard = std::thread::Builder::new().name("shard-0".to_owned()).spawn(move || {
@@ -130,8 +132,17 @@ fn run(config: Config) -> anyhow::Result<()> {
             let brain = Server::new(id, identity.incarnation, settings, now, found);
             let signals = Arc::new(Signals::new(reactor.waker()));
             let who = Identity { id, incarnation: identity.incarnation, cluster };
-            let shard =
-                Shard::new(who, reactor, socket, disk, brain, shard_map, signals.clone(), outlets)?;
+            let shard = Shard::new(
+                who,
+                reactor,
+                socket,
+                disk,
+                brain,
+                shard_map,
+                signals.clone(),
+                outlets,
+                shard_traffic,
+            )?;
             anyhow::Ok((shard, signals))
         })();
         match opened {
@@ -174,6 +185,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         map,
         notify: Box::new(move || notify.map_changed()),
         stats,
+        traffic,
         faults,
         http,
         proposals: proposed,

@@ -5,253 +5,19 @@
 //! behind it: what a shard would propose (other servers, primaries that serve) the tests send
 //! down the same channel.
 
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+#[path = "http/heat.rs"]
+mod heat;
+#[path = "http/orchestrator.rs"]
+mod orchestrator;
+#[path = "http/plane.rs"]
+mod plane;
+#[path = "http/proposals.rs"]
+mod proposals;
 
+use plane::*;
 use serde_json::{Value, json};
-use smt::map::{Command, Map, Server, ServerState};
-use smt::server::Report;
 use smt::{Incarnation, ServerId};
-use storaged::config::{Config, PeerConfig};
-use storaged::control::{self, ControlError, Inputs, SharedMap};
-use storaged::disk::Faults;
-use storaged::telemetry::latency::IoStats;
-use tempfile::TempDir;
-use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::sync::watch;
-
-const MIB: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A control plane on a thread of its own, and the ends of its channels that a shard would hold.
-struct Cluster {
-    url: String,
-    agent: ureq::Agent,
-    map: SharedMap,
-    proposals: UnboundedSender<Command>,
-    stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<Result<(), ControlError>>>,
-    _reports: UnboundedSender<Report>,
-    _peer_closed: UnboundedSender<ServerId>,
-    _connections: UnboundedSender<(OwnedFd, Vec<u8>)>,
-}
-
-/// An answer, its body read as JSON (null when it is none).
-struct Answer {
-    status: u16,
-    kind: String,
-    text: String,
-    body: Value,
-}
-
-impl Answer {
-    #[track_caller]
-    fn ok(self, status: u16) -> Value {
-        assert_eq!(self.status, status, "{}", self.text);
-        self.body
-    }
-
-    /// A problem of this status, whole (RFC 9457); returns what it says.
-    #[track_caller]
-    fn problem(self, status: u16) -> String {
-        assert_eq!(self.status, status, "{}", self.text);
-        assert_eq!(self.kind, "application/problem+json");
-        assert_eq!(self.body["status"], status);
-        for key in ["type", "title", "detail"] {
-            assert!(self.body[key].as_str().is_some_and(|s| !s.is_empty()), "{key}: {}", self.text);
-        }
-        self.body["detail"].as_str().expect("looked at above").to_owned()
-    }
-}
-
-/// A control plane of server 1 in `dir`, in this life of it.
-fn launch(dir: &TempDir, incarnation: u64, store: u128, faults: bool) -> Cluster {
-    let http = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    http.set_nonblocking(true).expect("a socket can be");
-    let address = http.local_addr().expect("it is bound");
-    let url = format!("http://{address}");
-    let data = "127.0.0.1:1".to_owned();
-    let config = Config {
-        id: 1,
-        data_dir: dir.path().to_owned(),
-        listen: data.parse().expect("an address"),
-        http: address,
-        zone: "zone-1".to_owned(),
-        region: "local".to_owned(),
-        tier: "ssd".to_owned(),
-        peers: vec![PeerConfig { id: 1, data, http: address.to_string() }],
-        bootstrap: true,
-        cluster: None,
-        capacity_bytes: None,
-        allow_faults: faults,
-        exit_on_stdin_close: false,
-    };
-    let map = Arc::new(Mutex::new(Map::new()));
-    let (proposals, proposed) = mpsc::unbounded_channel();
-    let (reports, reported) = mpsc::unbounded_channel();
-    let (peer_closed, peers_closed) = mpsc::unbounded_channel();
-    let (connections, connected) = mpsc::unbounded_channel();
-    let (stop, stopping) = watch::channel(false);
-    let inputs = Inputs {
-        config,
-        cluster: 7,
-        store,
-        incarnation: Incarnation(incarnation),
-        capacity_bytes: 64 * MIB,
-        map: Arc::clone(&map),
-        notify: Box::new(|| {}),
-        stats: Arc::new(IoStats::new()),
-        faults: faults.then(|| Arc::new(Faults::default())),
-        http,
-        proposals: proposed,
-        reports: reported,
-        peer_closed: peers_closed,
-        connections: connected,
-    };
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(control::run(inputs, stopping))
-    });
-    let agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
-        .proxy(None)
-        .build();
-    Cluster {
-        url,
-        agent: agent.into(),
-        map,
-        proposals,
-        stop,
-        thread: Some(thread),
-        _reports: reports,
-        _peer_closed: peer_closed,
-        _connections: connections,
-    }
-}
-
-impl Cluster {
-    /// Server 1 for real, and as many more as are asked for in the map only.
-    fn start(dir: &TempDir, servers: u64, faults: bool) -> Cluster {
-        let cluster = launch(dir, 1, 1, faults);
-        cluster.wait_until("server 1 is registered", |map| map.server(ServerId(1)).is_some());
-        for id in 2..=servers {
-            cluster.propose(Command::RegisterServer(Server {
-                id: ServerId(id),
-                store: u128::from(id),
-                incarnation: Incarnation(1),
-                state: ServerState::Up,
-                // Nobody listens on port 1.
-                address: "127.0.0.1:1".to_owned(),
-                http: "127.0.0.1:1".to_owned(),
-                zone: format!("zone-{id}"),
-                region: "local".to_owned(),
-                tier: "ssd".to_owned(),
-                capacity_bytes: 64 * MIB,
-                boot_id: "another machine".to_owned(),
-            }));
-        }
-        cluster.wait_until("all servers are registered", |map| {
-            map.servers().count() == usize::try_from(servers).expect("a few")
-        });
-        cluster
-    }
-
-    fn propose(&self, command: Command) {
-        self.proposals.send(command).expect("somebody proposes it");
-    }
-
-    #[track_caller]
-    fn wait_until(&self, what: &str, holds: impl Fn(&Map) -> bool) {
-        let began = Instant::now();
-        while !holds(&self.map.lock().expect("no one panics with it")) {
-            assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Every primary reports that it serves, as a shard would.
-    fn serve(&self) {
-        let waiting: Vec<Command> = {
-            let map = self.map.lock().expect("no one panics with it");
-            map.segments()
-                .filter(|c| c.active < c.epoch)
-                .map(|c| Command::Active { segment: c.segment, epoch: c.epoch, writer_pause_us: 0 })
-                .collect()
-        };
-        for command in waiting {
-            self.propose(command);
-        }
-        self.wait_until("every segment is served", |map| {
-            map.segments().all(|c| c.active == c.epoch)
-        });
-    }
-
-    fn take(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Answer {
-        let mut response = sent.expect("the server answers");
-        let kind = response
-            .headers()
-            .get("content-type")
-            .and_then(|v| v.to_str().ok())
-            .unwrap_or_default()
-            .to_owned();
-        let text = response.body_mut().read_to_string().expect("a body");
-        Answer {
-            status: response.status().as_u16(),
-            kind,
-            body: serde_json::from_str(&text).unwrap_or(Value::Null),
-            text,
-        }
-    }
-
-    fn get(&self, route: &str) -> Answer {
-        self.take(self.agent.get(format!("{}{route}", self.url)).call())
-    }
-
-    fn delete(&self, route: &str) -> Answer {
-        self.take(self.agent.delete(format!("{}{route}", self.url)).call())
-    }
-
-    fn post(&self, route: &str, body: &Value) -> Answer {
-        self.take(self.agent.post(format!("{}{route}", self.url)).send_json(body))
-    }
-
-    #[track_caller]
-    fn create(&self, name: &str, mib: u64, replicas: u8) -> Value {
-        let body = json!({
-            "name": name, "size_bytes": mib * MIB, "replicas": replicas, "segment_bytes": MIB,
-        });
-        let made = self.post("/v1/volumes", &body).ok(201);
-        self.serve();
-        made
-    }
-
-    fn halt(&mut self) -> Result<(), ControlError> {
-        self.stop.send_replace(true);
-        let thread = self.thread.take().expect("it is halted once");
-        thread.join().expect("the control plane does not panic")
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            let ended = self.halt();
-            assert!(ended.is_ok() || std::thread::panicking(), "{ended:?}");
-        }
-    }
-}
-
-fn dir() -> TempDir {
-    tempfile::tempdir().expect("a temporary directory")
-}
+use storaged::control::ControlError;
 
 #[track_caller]
 fn has_keys(value: &Value, keys: &[&str]) {
@@ -518,7 +284,18 @@ fn faults_are_set_and_cleared_and_judged_with_the_flag() {
     let set =
         cluster.post("/v1/faults", &json!({"read_latency_ms": 80, "error_rate": 0.5})).ok(200);
     assert_eq!((&set["read_latency_ms"], &set["error_rate"]), (&json!(80), &json!(0.5)));
+    let more =
+        cluster.post("/v1/faults", &json!({"write_latency_ms": 40, "error_rate": 0})).ok(200);
+    let all = json!({
+        "read_latency_ms": 80, "write_latency_ms": 40, "error_rate": 0.0, "bit_flip_rate": 0.0,
+    });
+    assert_eq!(more, all, "what is not named stays as it is");
     cluster.post("/v1/faults", &json!({"error_rate": 2})).problem(422);
+    let smart = json!({"read_latency_ms": 5, "smart": {"reallocated_sectors": 9}});
+    let detail = cluster.post("/v1/faults", &smart).problem(501);
+    for words in ["SMART", "Nothing was changed", "leave `smart` out", "read_latency_ms"] {
+        assert!(detail.contains(words), "no {words:?} in: {detail}");
+    }
     cluster.post("/v1/faults", &json!({"kindness": 1})).problem(422);
     assert_eq!(
         cluster.get("/v1/faults").ok(200)["read_latency_ms"],

@@ -7,7 +7,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use migrator::{Health, Plan, View};
+use migrator::{Health, Memory, Plan, View};
 use smt::map::{CauseKind, Command, Criticality, Durability, ServerState};
 use smt::{SegmentId, ServerId};
 use world::*;
@@ -111,6 +111,74 @@ fn a_hot_segment_moves_before_cold_ones() {
     world.heat.insert(hot, 1_000);
     world.score(2, 75.0);
     assert_eq!(moves(&world.look().decisions)[0].segment, hot);
+}
+
+#[test]
+fn segments_leave_in_the_order_of_loss_averted_per_byte() {
+    let mut world = World::new(4, 256);
+    world.volume("normal", 16, 2, Criticality::Normal);
+    world.volume("high", 16, 2, Criticality::High);
+    let ill = ServerId(2);
+    let mut backed: Vec<(SegmentId, bool)> = Vec::new();
+    for config in world.map.segments().filter(|c| c.is_member(ill) && c.primary != ill) {
+        let name = &world.map.volume(config.volume).expect("it exists").name;
+        backed.push((config.segment, name == "high"));
+    }
+    let (high, normal): (Vec<_>, Vec<_>) = backed.into_iter().partition(|(_, is_high)| *is_high);
+    assert!(high.len() >= 2 && normal.len() >= 2, "server 2 is backup of some of each");
+    // Worth in units of probability ÷ bytes: 2 × (1 + 19), 1 × (1 + 29), 2 × (1 + 9), 1 × (1 + 9).
+    let heats = [(high[0].0, 19), (normal[0].0, 29), (high[1].0, 9), (normal[1].0, 9)];
+    for (segment, heat) in heats {
+        world.heat.insert(segment, heat);
+    }
+    world.score(2, 75.0);
+    world.policy.moves_max = 1;
+    for (segment, _) in heats {
+        let decisions = world.later(10 * SECOND_MS).decisions;
+        assert_eq!(moves(&decisions)[0].segment, segment, "{heats:?}");
+        for decision in &decisions {
+            if moves(std::slice::from_ref(decision)).len() == 1 {
+                world.must(&decision.command);
+            }
+        }
+        world.finish_migrations();
+    }
+}
+
+#[test]
+fn a_planner_that_only_watched_goes_on_where_the_leader_was() {
+    let mut world = four_servers();
+    world.score(2, 75.0);
+    world.only_watch();
+    // Not below 55, so that it is relieved still, and a planner that never saw 75 would not know.
+    world.score(2, 60.0);
+    assert!(!moves(&world.later(SECOND_MS).decisions).is_empty());
+    world.memory = Memory::default();
+    assert_eq!(moves(&world.later(SECOND_MS).decisions), []);
+}
+
+#[test]
+fn a_planner_that_watched_knows_what_is_no_group_event_any_more() {
+    let mut world = four_servers();
+    world.volume("more", 8, 1, Criticality::Normal);
+    for server in 1..=3 {
+        world.score(server, 60.0);
+    }
+    world.only_watch();
+    world.now_ms += world.policy.group_ms;
+    world.score(2, 80.0);
+    assert!(!moves(&world.later(SECOND_MS).decisions).is_empty(), "they crossed long ago");
+    world.memory = Memory::default();
+    let plan = world.later(10 * SECOND_MS);
+    assert!(says(&plan, &["group"]), "to a planner without a past they cross now: {plan:?}");
+}
+
+#[test]
+fn what_was_only_watched_does_not_rest() {
+    let mut world = four_servers();
+    world.score(2, 75.0);
+    world.only_watch();
+    assert!(!moves(&world.look().decisions).is_empty(), "nothing was decided yet");
 }
 
 #[test]

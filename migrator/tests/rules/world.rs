@@ -113,6 +113,13 @@ impl World {
         plan(view, &self.policy, &mut self.memory)
     }
 
+    /// Looks as a planner does that does not lead.
+    pub fn only_watch(&mut self) {
+        let view =
+            View { map: &self.map, health: &self.health, heat: &self.heat, now_ms: self.now_ms };
+        migrator::watch(view, &self.policy, &mut self.memory);
+    }
+
     pub fn later(&mut self, ms: u64) -> Plan {
         self.now_ms += ms;
         self.look()

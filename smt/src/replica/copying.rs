@@ -6,9 +6,8 @@
 //! and matched, and nothing from before its stream is still uncommitted (M6, M7, M9). Once
 //! Promote is proposed, only the map can end that (M8).
 //!
-//! Leaves to others: when to migrate and where to (`migrator`). A forward backlog beyond its limit
-//! ends the migration; taking the chunk back instead (M4), and reuse of an old copy (M2), have
-//! their place in [`Replica::forward`] and [`Replica::on_join_ack`].
+//! Leaves to others: when to migrate and where to (`migrator`). Reuse of an old copy (M2) has its
+//! place in [`Replica::on_join_ack`].
 
 use std::collections::BTreeMap;
 
@@ -47,9 +46,9 @@ enum Chunk {
 /// A place of the stream that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
-    Chunk(u32),
+    Chunk { chunk: u32, round: u32 },
     Forward { blocks: u32 },
-    Verify(u32),
+    Verify { chunk: u32, round: u32 },
     Root,
 }
 
@@ -61,6 +60,8 @@ pub(super) struct Copying<P> {
     pub stage: Stage,
     chunks: Vec<Chunk>,
     attempts: Vec<u32>,
+    /// How often each chunk was taken back (M4): answers about an earlier copy count for nothing.
+    rounds: Vec<u32>,
     /// Where to look for the next chunk to copy.
     cursor: usize,
     unverified: usize,
@@ -108,6 +109,18 @@ impl<P> Copying<P> {
             self.open.insert(self.place, what);
         }
         self.place
+    }
+
+    /// M4: a chunk in the stream, or verified even, is to be copied again.
+    fn take_back(&mut self, chunk: u32) {
+        let at = index(chunk);
+        if self.chunks[at] == Chunk::Verified {
+            self.unverified += 1;
+        }
+        self.chunks[at] = Chunk::Todo;
+        self.rounds[at] = self.rounds[at].wrapping_add(1);
+        self.progress.chunks_retried += 1;
+        self.stage = self.stage.min(Stage::Copying);
     }
 
     fn expect(&mut self, first: u32, sums: impl Iterator<Item = u64>) {
@@ -175,6 +188,7 @@ impl<P: Payload> Replica<P> {
             stage: Stage::Begun,
             chunks: vec![Chunk::Todo; chunks],
             attempts: vec![0; chunks],
+            rounds: vec![0; chunks],
             cursor: 0,
             unverified: chunks,
             expected: vec![ZERO_SUM; index(self.geometry.segment_blocks)],
@@ -323,7 +337,8 @@ impl<P: Payload> Replica<P> {
         copy.expect(range.first, sums.iter().copied());
         copy.chunks[index(chunk)] = Chunk::Sent;
         copy.progress.bytes_copied += range.bytes();
-        let place = copy.next_place(Some(Place::Chunk(chunk)));
+        let round = copy.rounds[index(chunk)];
+        let place = copy.next_place(Some(Place::Chunk { chunk, round }));
         let behind = copy.behind.remove(&chunk).unwrap_or_default();
         let target = copy.target;
         let data = (!all_zero).then_some(data);
@@ -361,7 +376,8 @@ impl<P: Payload> Replica<P> {
     }
 
     /// M3: a write goes behind the copies of the chunks it touches; a chunk that is not copied yet
-    /// will hold it when it is. (M4 belongs here: beyond the limit, back to Todo.)
+    /// will hold it when it is. M4: while the joiner owes too much, a chunk that is written to is
+    /// taken back instead, and copied again later.
     pub(super) fn forward(&mut self, cx: &mut Context<P>, record: &Record<P>) {
         let Record { seq, range, change } = record;
         if matches!(change, Change::Flush) {
@@ -385,6 +401,13 @@ impl<P: Payload> Replica<P> {
             if state == Chunk::Todo {
                 continue;
             }
+            let owed = copy.forward_blocks_open + u64::from(piece.count);
+            if state != Chunk::Reading && owed > cx.settings.forward_backlog_blocks_max {
+                if cx.settings.holds(Mutant::M4WriteForgotten) {
+                    copy.take_back(chunk);
+                }
+                continue;
+            }
             let change = match change {
                 Change::Write { data, sums } => Change::Write {
                     data: data.slice(skip, piece.count),
@@ -401,14 +424,6 @@ impl<P: Payload> Replica<P> {
             } else {
                 self.forward_piece(cx, record);
             }
-        }
-        let Phase::Primary(primary) = &self.phase else {
-            return;
-        };
-        let Some(copy) = &primary.copy else { return };
-        if copy.forward_blocks_open > cx.settings.forward_backlog_blocks_max {
-            let reason = format!("server {} cannot keep up with the writes", copy.target);
-            self.give_up(cx, true, reason);
         }
     }
 
@@ -453,13 +468,15 @@ impl<P: Payload> Replica<P> {
             Some(Place::Forward { blocks }) => {
                 copy.forward_blocks_open -= u64::from(blocks);
             }
-            Some(Place::Chunk(chunk)) => {
+            Some(Place::Chunk { chunk, round }) => {
                 copy.copies_open -= 1;
-                copy.chunks[index(chunk)] = Chunk::Verifying;
-                self.send_verify(cx, session, chunk);
+                if copy.rounds[index(chunk)] == round {
+                    copy.chunks[index(chunk)] = Chunk::Verifying;
+                    self.send_verify(cx, session, chunk);
+                }
                 self.copy_more(cx);
             }
-            Some(Place::Verify(_) | Place::Root) | None => {}
+            Some(Place::Verify { .. } | Place::Root) | None => {}
         }
     }
 
@@ -470,7 +487,8 @@ impl<P: Payload> Replica<P> {
             return;
         };
         let digest = chunk_digest(&copy.expected[index(range.first)..index(range.end())]);
-        let place = copy.next_place(Some(Place::Verify(chunk)));
+        let round = copy.rounds[index(chunk)];
+        let place = copy.next_place(Some(Place::Verify { chunk, round }));
         let target = copy.target;
         let message = self.message(PeerBody::Verify { session, place, chunk, digest });
         cx.send(target, message);
@@ -491,7 +509,10 @@ impl<P: Payload> Replica<P> {
         };
         copy.heard = now;
         match copy.open.remove(&place) {
-            Some(Place::Verify(chunk)) if matched => {
+            Some(Place::Verify { chunk, round }) if copy.rounds[index(chunk)] != round => {
+                self.copy_more(cx);
+            }
+            Some(Place::Verify { chunk, .. }) if matched => {
                 copy.chunks[index(chunk)] = Chunk::Verified;
                 copy.unverified -= 1;
                 let all = copy.unverified == 0;
@@ -502,7 +523,7 @@ impl<P: Payload> Replica<P> {
                     self.send_root(cx, session);
                 }
             }
-            Some(Place::Verify(chunk)) => {
+            Some(Place::Verify { chunk, .. }) => {
                 copy.attempts[index(chunk)] += 1;
                 copy.progress.chunks_retried += 1;
                 copy.chunks[index(chunk)] = Chunk::Todo;
@@ -515,12 +536,15 @@ impl<P: Payload> Replica<P> {
                 }
                 self.copy_more(cx);
             }
+            // A chunk was taken back since: there will be another root.
+            Some(Place::Root) if copy.stage != Stage::Root || copy.unverified > 0 => {}
+            Some(Place::Root) if copy.open.values().any(|p| matches!(p, Place::Root)) => {}
             Some(Place::Root) if matched => self.start_sync(cx, session),
             Some(Place::Root) => {
                 let reason = format!("server {peer} came to another root digest");
                 self.give_up(cx, true, reason);
             }
-            Some(Place::Chunk(_) | Place::Forward { .. }) | None => {}
+            Some(Place::Chunk { .. } | Place::Forward { .. }) | None => {}
         }
     }
 

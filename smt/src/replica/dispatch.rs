@@ -192,6 +192,10 @@ impl<P: Payload> Replica<P> {
     }
 
     fn on_created(&mut self, cx: &mut Context<P>, result: StoreResult<P>) {
+        if self.is_deleting() {
+            // The segment went while its file was made.
+            return;
+        }
         if let StoreResult::NoSpace = result {
             if let Phase::Joiner(_) = self.phase {
                 self.joiner_refuses(cx, "no space left on the target");

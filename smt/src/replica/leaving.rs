@@ -4,6 +4,7 @@
 //! goes only when nothing can want it any more, and nothing is asked of it from then on.
 
 use super::*;
+use crate::map::Joining;
 
 impl<P: Payload> Replica<P> {
     /// This replica's disk failed. It stops at once, and says so.
@@ -17,17 +18,29 @@ impl<P: Payload> Replica<P> {
         self.hand_off(cx);
     }
 
-    /// Faulted: another member is to lead, if this server does.
+    /// Faulted: another member is to lead, if this server does. A lone primary has nobody, but a
+    /// joiner whose Promote it proposed may yet win (M8): the map is made to say.
     pub(super) fn hand_off(&mut self, cx: &mut Context<P>) {
         if self.config.primary != cx.me {
             return;
         }
-        let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
-        let Some(server) = others.min_by_key(|s| (!cx.links.up.contains_key(s), *s)) else {
-            return;
-        };
         let (segment, expect) = (self.segment, self.epoch());
-        self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
+        let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
+        if let Some(server) = others.min_by_key(|s| (!cx.links.up.contains_key(s), *s)) {
+            self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
+        } else if let Some(Joining { migration, .. }) = self.config.joining {
+            let reason = format!("the disk of server {}, which had the only copy, failed", cx.me);
+            let (failed, at_unix_ms) = (true, 0);
+            let command =
+                Command::AbortMigration { segment, expect, migration, failed, reason, at_unix_ms };
+            self.propose(cx, "abort", command);
+        }
+    }
+
+    /// Whether this server's failed disk had the only copy there is, for all it knows.
+    pub(super) fn is_lost(&self, me: ServerId) -> bool {
+        let alone = self.config.primary == me && self.config.members.len() == 1;
+        matches!(self.phase, Phase::Faulted) && alone && self.config.joining.is_none()
     }
 
     /// The segment was deleted from the map.

@@ -202,9 +202,7 @@ impl<P: Payload> Replica<P> {
                 || primary.in_flight.len() + primary.held.len()
                     >= cx.settings.inflight_records_max)
                 .then_some(retry),
-            Phase::Faulted if self.config.primary == cx.me && self.config.members.len() == 1 => {
-                Some(ReplyBody::IoError)
-            }
+            Phase::Faulted if self.is_lost(cx.me) => Some(ReplyBody::IoError),
             Phase::Idle | Phase::Backup(_) | Phase::Joiner(_) | Phase::Faulted => {
                 if epoch < self.epoch() && self.config.primary != cx.me {
                     Some(ReplyBody::Stale { config: self.config.clone() })

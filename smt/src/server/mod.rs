@@ -36,6 +36,9 @@ pub struct Server<P> {
     version: MapVersion,
     replicas: BTreeMap<SegmentId, Replica<P>>,
     deleted: BTreeSet<SegmentId>,
+    /// The epoch at which this server was done with a segment and forgot it: what is said of
+    /// older ones, by peers or by the map, comes late.
+    left: BTreeMap<SegmentId, Epoch>,
     links: Links,
     /// The newest connection of each peer, and the life it belongs to (E3).
     incoming: BTreeMap<ServerId, (Incarnation, LinkId)>,
@@ -71,6 +74,7 @@ impl<P: Payload> Server<P> {
             version: MapVersion(0),
             replicas,
             deleted: BTreeSet::new(),
+            left: BTreeMap::new(),
             links: Links::default(),
             incoming: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -141,8 +145,11 @@ impl<P: Payload> Server<P> {
             }
             Event::StoreDone { segment, io, result } => {
                 self.one(now, segment, actions, |r, cx| r.store_done(cx, io, result));
-                if self.replicas.get(&segment).is_some_and(|r| r.gone) {
-                    self.replicas.remove(&segment);
+                if self.replicas.get(&segment).is_some_and(|r| r.gone)
+                    && let Some(replica) = self.replicas.remove(&segment)
+                    && !self.deleted.contains(&segment)
+                {
+                    self.left.insert(segment, replica.view().epoch);
                 }
             }
             Event::Map { version, changed, deleted } => {
@@ -152,6 +159,7 @@ impl<P: Payload> Server<P> {
                 }
                 for segment in deleted {
                     self.deleted.insert(segment);
+                    self.left.remove(&segment);
                     self.one(now, segment, actions, |r, cx| r.delete(cx));
                 }
                 // A primary that has just begun, or gone on with others, reads only with leases.
@@ -205,9 +213,12 @@ impl<P: Payload> Server<P> {
         let names_us =
             config.is_member(self.id) || config.joining.is_some_and(|j| j.target == self.id);
         if !self.replicas.contains_key(&segment) {
-            if !names_us || self.deleted.contains(&segment) {
+            // The map may be behind what a peer told us before we left.
+            let left = self.left.get(&segment).copied().unwrap_or_default();
+            if !names_us || self.deleted.contains(&segment) || config.epoch < left {
                 return;
             }
+            self.left.remove(&segment);
             self.replicas.insert(segment, Replica::first_heard(segment, config));
         }
         self.one(now, segment, actions, |r, cx| r.learn(cx, config, true));
@@ -243,11 +254,14 @@ impl<P: Payload> Server<P> {
                 {
                     return;
                 }
+                let left = self.left.get(&segment).copied().unwrap_or_default();
                 if let PeerBody::Adopt { config, .. } | PeerBody::JoinBegin { config, .. } =
                     &message.body
                     && !self.replicas.contains_key(&segment)
                     && !self.deleted.contains(&segment)
+                    && config.epoch >= left
                 {
+                    self.left.remove(&segment);
                     self.replicas.insert(segment, Replica::first_heard(segment, config));
                 }
                 self.one(now, segment, actions, |r, cx| r.request(cx, caller, message));

@@ -5,7 +5,8 @@
 //! cleared only after data and table of that region are durable and the cluster has decided what
 //! its blocks hold. A write is done when its data is durable and, where it fell on zeroed blocks,
 //! when their table entries are too. Conflicting requests run one after the other in the order
-//! they came; reads do not conflict with reads.
+//! they came; reads do not conflict with reads. A flush begins when every change before it is done,
+//! and so covers their table entries; no change waits for it.
 //!
 //! # What a power cut may leave
 //! Data, table entries and intent bits are lost or kept independently of each other and per
@@ -337,7 +338,7 @@ impl<P: Payload> Store<P> {
         let key = self.next_key;
         self.next_key += 1;
         let lock = work.lock();
-        let blockers = self.requests.values().filter(|r| r.lock.conflicts(&lock)).count();
+        let blockers = self.requests.values().filter(|r| lock.waits_for(&r.lock)).count();
         if let Some(range) = work.changes() {
             self.regions.pin(range);
         }
@@ -482,7 +483,7 @@ impl<P: Payload> Store<P> {
             self.regions.unpin(range);
         }
         for (later, request) in self.requests.range_mut(key..) {
-            if request.lock.conflicts(&done.lock) {
+            if request.lock.waits_for(&done.lock) {
                 request.blockers -= 1;
                 if request.blockers == 0 {
                     self.ready.push_back(*later);

@@ -63,7 +63,7 @@ impl<P> Work<P> {
             Work::Settle | Work::Create { .. } | Work::Delete => Lock::Whole,
             Work::SetMeta { .. } => Lock::Meta,
             Work::Write { range, .. } | Work::Zero { range } => Lock::Write(*range),
-            Work::Flush => Lock::Nothing,
+            Work::Flush => Lock::Flush,
             Work::Read(job) => Lock::Read(job.ranges.clone()),
         }
     }
@@ -72,7 +72,8 @@ impl<P> Work<P> {
 /// What a request needs for itself.
 #[derive(Debug)]
 pub(super) enum Lock {
-    Nothing,
+    /// Waits for every change before it; no change waits for it.
+    Flush,
     /// The header.
     Meta,
     Read(SmallVec<[BlockRange; 1]>),
@@ -81,15 +82,17 @@ pub(super) enum Lock {
 }
 
 impl Lock {
-    pub(super) fn conflicts(&self, other: &Lock) -> bool {
-        match (self, other) {
+    /// Whether a request with this lock has to wait for an `earlier` one.
+    pub(super) fn waits_for(&self, earlier: &Lock) -> bool {
+        match (earlier, self) {
             (Lock::Whole, _) | (_, Lock::Whole) | (Lock::Meta, Lock::Meta) => true,
             (Lock::Write(a), Lock::Write(b)) => a.overlaps(*b),
             (Lock::Write(a), Lock::Read(b)) | (Lock::Read(b), Lock::Write(a)) => {
                 b.iter().any(|range| range.overlaps(*a))
             }
-            (Lock::Nothing | Lock::Meta, _)
-            | (_, Lock::Nothing | Lock::Meta)
+            (Lock::Write(_), Lock::Flush) => true,
+            (Lock::Flush | Lock::Meta, _)
+            | (_, Lock::Flush | Lock::Meta)
             | (Lock::Read(_), Lock::Read(_)) => false,
         }
     }

@@ -365,6 +365,30 @@ fn a_flush_syncs_what_of_the_table_is_not_durable_and_is_free_otherwise() {
     assert_eq!(finished(&bench.submit(3, StoreRequest::Flush)), [(3, &StoreResult::Done)]);
 }
 
+/// A joiner in Sync acknowledged a FLUSH while the table entry of a write from before it was still
+/// to be set: `cargo sim 300894`.
+#[test]
+fn a_flush_covers_the_entries_of_writes_that_were_under_way_when_it_came() {
+    let mut bench = Bench::new();
+    bench.write_through(3, &[1]);
+    let sync = only_op(&bench.submit(1, StoreRequest::Flush));
+    assert_eq!(finished(&bench.done(sync)), [(1, &StoreResult::Done)]);
+    // Over data: the entry is set once the data is durable, and nobody waits for it to be.
+    let data = only_op(&bench.submit(2, write(3, &[2])));
+    assert_eq!(bench.submit(3, StoreRequest::Flush), []);
+    let steps = bench.done(data);
+    let sync = only_op(&steps);
+    assert_eq!(device(&steps), [(sync, &DeviceOp::SyncData)]);
+    let steps = bench.done(sync);
+    assert_eq!(finished(&steps), [(2, &StoreResult::Done)]);
+    let ranges = vec![BlockRange::new(0, 256)];
+    let table = only_op(&steps);
+    assert_eq!(device(&steps), [(table, &DeviceOp::SyncTable { ranges })]);
+    // A write that comes after it does not wait for it.
+    assert_eq!(device(&bench.submit(4, write(9, &[4]))).len(), 1);
+    assert_eq!(finished(&bench.done(table)), [(3, &StoreResult::Done)]);
+}
+
 #[test]
 fn a_quiet_region_is_cleared_after_its_table_is_durable_and_set_again_for_a_write() {
     let mut bench = Bench::new();

@@ -5,7 +5,8 @@
 //! shape only: whether it fits a segment is for the replica to judge.
 //!
 //! Leaves to others: connections, buffers, and the payload's own checksums (the replica verifies
-//! them against the message's). Drawn byte by byte in `docs/wire-protocol.md`.
+//! them against the message's). Drawn byte by byte in `docs/wire-protocol.md`; tested from outside,
+//! in `smt/tests/wire`.
 
 #![deny(
     clippy::indexing_slicing,
@@ -19,14 +20,6 @@ mod cold;
 mod decode;
 mod encode;
 mod header;
-#[cfg(test)]
-#[expect(
-    clippy::indexing_slicing,
-    clippy::expect_used,
-    clippy::arithmetic_side_effects,
-    reason = "tests judge, and may stop"
-)]
-mod tests;
 mod version;
 
 pub use decode::decode;

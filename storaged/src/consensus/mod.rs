@@ -109,9 +109,11 @@ impl ConsensusConfig {
         Self {
             id,
             dir: dir.into(),
-            heartbeat_ms: 200,
-            election_min_ms: 1000,
-            election_max_ms: 2000,
+            // A dead leader's voters refuse others for half of the maximum: half a second, less
+            // than the leases of its segments take to run out.
+            heartbeat_ms: 125,
+            election_min_ms: 500,
+            election_max_ms: 1000,
             snapshot_every: 5000,
             keep_entries: 1000,
             request_timeout_ms: 10_000,

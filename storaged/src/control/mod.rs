@@ -7,27 +7,29 @@
 //! Leaves to others: what a change of the map means (`smt::map`), what to do about a score
 //! (`migrator`), bytes (`shard`).
 
+mod heat;
 mod http;
 mod orchestrator;
+mod proposals;
 mod scores;
 mod state;
 mod times;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use smt::map::{Command, Refused, Reply, Server, ServerState};
+use smt::map::{Command, Map, Refused, Reply, Server, ServerState};
 use smt::server::Report;
 use smt::wire::{Hello, Role};
 use smt::{Incarnation, ServerId};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-pub use scores::{Heard, Scores};
+pub use scores::Scores;
 pub use state::{SharedMap, SmtMachine};
 pub use times::unix_ms;
 
@@ -35,10 +37,8 @@ use crate::config::Config;
 use crate::consensus::tcp::{self, TcpTransport};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Peer, ProposeError};
 use crate::disk::Faults;
+use crate::shard::Traffic;
 use crate::telemetry::latency::IoStats;
-
-/// Proposals of the brain under way at once; it makes them again if they are lost.
-const PROPOSALS_MAX: usize = 512;
 
 /// What main has opened for the control plane.
 pub struct Inputs {
@@ -51,6 +51,7 @@ pub struct Inputs {
     /// Told after every change of the map.
     pub notify: Box<dyn Fn() + Send + Sync>,
     pub stats: Arc<IoStats>,
+    pub traffic: Arc<Traffic>,
     pub faults: Option<Arc<Faults>>,
     pub http: std::net::TcpListener,
     pub proposals: UnboundedReceiver<Command>,
@@ -94,6 +95,8 @@ struct Inner {
     cluster: u64,
     incarnation: Incarnation,
     map: SharedMap,
+    /// The map as it was when somebody last looked at the whole of it.
+    seen: Mutex<Arc<Map>>,
     log: Log,
     scores: Scores,
     faults: Option<Arc<Faults>>,
@@ -106,8 +109,21 @@ impl Control {
         ServerId(self.inner.config.id)
     }
 
-    fn with_map<R>(&self, look: impl FnOnce(&smt::map::Map) -> R) -> R {
+    /// A short look: the shard and the log wait for it. What takes longer works on `snapshot`.
+    fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
         look(&self.inner.map.lock().expect("nobody panics while holding the map"))
+    }
+
+    /// The map as it is now, to be looked at for as long as one likes. Copied at most once for
+    /// each version of it.
+    fn snapshot(&self) -> Arc<Map> {
+        let mut seen = self.inner.seen.lock().expect("nobody panics while holding it");
+        let version = seen.version();
+        let newer = self.with_map(|map| (map.version() != version).then(|| map.clone()));
+        if let Some(newer) = newer {
+            *seen = Arc::new(newer);
+        }
+        Arc::clone(&seen)
     }
 
     /// Makes a change of the map, through whoever leads it. Times left 0 are filled in.
@@ -173,9 +189,10 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
         map,
         notify,
         stats,
+        traffic,
         faults,
         http: listener,
-        proposals,
+        proposals: proposed,
         reports,
         peer_closed,
         connections,
@@ -209,13 +226,14 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
             tracing::info!("founded the cluster {cluster:016x}");
         }
     }
-    let scores = Scores::start(&config, Arc::clone(&map), stats, incarnation);
+    let scores = Scores::start(&config, Arc::clone(&map), stats, traffic, incarnation);
     let control = Control {
         inner: Arc::new(Inner {
             config,
             cluster,
             incarnation,
             map,
+            seen: Mutex::default(),
             log,
             scores,
             faults,
@@ -233,7 +251,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
         }
     });
     tasks.spawn(serve_consensus(control.clone(), connections));
-    tasks.spawn(make_proposals(control.clone(), proposals));
+    tasks.spawn(proposals::carry(control.clone(), proposed));
     tasks.spawn(note_reports(control.clone(), reports));
     tasks.spawn(watch_leader(control.clone(), peer_closed));
 
@@ -315,26 +333,6 @@ async fn serve_consensus(control: Control, mut connections: UnboundedReceiver<(O
             }
             Err(error) => tracing::warn!(%error, "a consensus connection cannot be served"),
         }
-    }
-}
-
-/// Carries the brain's proposals to the log. Lost ones are made again by the brain.
-async fn make_proposals(control: Control, mut proposals: UnboundedReceiver<Command>) {
-    let places = Arc::new(Semaphore::new(PROPOSALS_MAX));
-    while let Some(command) = proposals.recv().await {
-        // Without a majority every place is taken for a while. The brain asks again if it still
-        // wants the change, so nothing is queued here to be done when it is stale.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::debug!(?command, "too many proposals under way, dropping one");
-            continue;
-        };
-        let control = control.clone();
-        tokio::spawn(async move {
-            if let Err(error) = control.change(command.clone()).await {
-                tracing::debug!(%error, ?command, "a proposal came to nothing");
-            }
-            drop(place);
-        });
     }
 }
 

@@ -13,7 +13,8 @@ use reactor::Buffer;
 pub struct FaultSettings {
     /// Added to every read, in milliseconds.
     pub read_latency_ms: u64,
-    /// Added to every write, in milliseconds.
+    /// Added to every write and to every sync, in milliseconds: a disk that is slow to write is slow
+    /// to say that it has written.
     pub write_latency_ms: u64,
     /// The share of reads and writes that fail, 0 to 1.
     pub error_rate: f64,
@@ -62,7 +63,7 @@ impl Faults {
         Duration::from_millis(self.read_latency_ms.load(Ordering::Relaxed))
     }
 
-    /// How much later a write shall end.
+    /// How much later a write or a sync shall end.
     pub(super) fn write_delay(&self) -> Duration {
         Duration::from_millis(self.write_latency_ms.load(Ordering::Relaxed))
     }

@@ -474,8 +474,8 @@ impl Disk {
     fn delay(&self, pending: &Pending) -> Duration {
         match (&self.faults, &pending.started) {
             (Some(faults), Started::Read { .. }) => faults.read_delay(),
-            (Some(faults), Started::Write { .. }) => faults.write_delay(),
-            (Some(_), Started::Sync { .. }) | (None, _) => Duration::ZERO,
+            (Some(faults), Started::Write { .. } | Started::Sync { .. }) => faults.write_delay(),
+            (None, _) => Duration::ZERO,
         }
     }
 

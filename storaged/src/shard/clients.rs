@@ -13,6 +13,7 @@ use smt::server::Event;
 use smt::wire::Message;
 
 use super::Shard;
+use super::traffic::Kind;
 
 /// Bytes of requests being worked on, and replies waiting to leave, for one connection.
 const OWED_BYTES_MAX: usize = 32 << 20;
@@ -22,10 +23,17 @@ const OWED_REQUESTS_MAX: usize = 1024;
 /// Volumes one connection may want the map of.
 const SUBSCRIPTIONS_MAX: usize = 1024;
 
+/// A request that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    kind: Kind,
+    bytes: usize,
+}
+
 /// What a connection is owed, and what it has subscribed to.
 #[derive(Debug, Default)]
 pub(super) struct Account {
-    owed: HashMap<OpId, usize>,
+    owed: HashMap<OpId, Owed>,
     owed_bytes: usize,
     paused: bool,
     /// Volumes it wants the map of, and the version it has of each.
@@ -53,7 +61,8 @@ impl Shard {
         let bytes = usize::try_from(blocks).expect("a u32 fits a usize") * 4096;
         if let Some(connection) = self.connections.get_mut(&stream) {
             let account = &mut connection.account;
-            let replaced = account.owed.insert(request.op, bytes).unwrap_or(0);
+            let owed = Owed { kind: Kind::of(&request.body), bytes };
+            let replaced = account.owed.insert(request.op, owed).map_or(0, |o| o.bytes);
             account.owed_bytes = account.owed_bytes + bytes - replaced;
             if account.is_over(self.reactor.queued_bytes(stream)) && !account.paused {
                 account.paused = true;
@@ -67,13 +76,14 @@ impl Shard {
         let Some(&stream) = self.clients.get(&(client, session)) else {
             return;
         };
-        let op = reply.op;
+        if let Some(connection) = self.connections.get_mut(&stream)
+            && let Some(Owed { kind, bytes }) = connection.account.owed.remove(&reply.op)
+        {
+            connection.account.owed_bytes -= bytes;
+            let bytes = u64::try_from(bytes).expect("a request's length fits 64 bits");
+            self.counting.answered(reply.segment, kind, bytes, &reply.body);
+        }
         frames::send(&mut self.reactor, stream, Message::Reply(reply));
-        let Some(connection) = self.connections.get_mut(&stream) else {
-            return;
-        };
-        let account = &mut connection.account;
-        account.owed_bytes -= account.owed.remove(&op).unwrap_or(0);
         self.read_again(stream);
     }
 

@@ -11,6 +11,7 @@ mod clients;
 mod connections;
 mod links;
 mod observer;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,8 @@ use crate::disk::{Disk, IoClass};
 use connections::{Connection, Greeted};
 use links::Links;
 pub use observer::Observer;
+use traffic::Counting;
+pub use traffic::{Traffic, TrafficCount};
 
 /// How often the brain is told that time passed.
 const TICK: Duration = Duration::from_millis(20);
@@ -97,6 +100,7 @@ pub struct Shard {
     map_version: MapVersion,
     signals: Arc<Signals>,
     outlets: Outlets,
+    counting: Counting,
     connections: BTreeMap<StreamId, Connection>,
     links: Links,
     /// Each peer's newest connection to us.
@@ -128,6 +132,7 @@ impl Shard {
         map: SharedMap,
         signals: Arc<Signals>,
         outlets: Outlets,
+        traffic: Arc<Traffic>,
     ) -> Result<Shard, reactor::ReactorError> {
         let listener = reactor.listen(socket)?;
         Ok(Shard {
@@ -140,6 +145,7 @@ impl Shard {
             map_version: MapVersion(0),
             signals,
             outlets,
+            counting: Counting::new(traffic),
             connections: BTreeMap::new(),
             links: Links::default(),
             peers: BTreeMap::new(),
@@ -196,6 +202,7 @@ impl Shard {
             self.heartbeat = now;
             self.push_deltas(true);
             let brain = &self.brain;
+            self.counting.retain(|segment| brain.replica(segment).is_some());
             self.disk.tick(&mut self.reactor, |segment| Some(brain.unsettled(segment)));
             self.finish_disk_work();
         }

@@ -325,6 +325,29 @@ fn a_slow_disk_is_slow_without_holding_up_anybody_else() {
 }
 
 #[test]
+fn a_disk_that_is_slow_to_write_is_slow_to_sync() {
+    let directory = directory();
+    let mut bench = open(directory.path());
+    bench.create(SEGMENT);
+    let data = blocks(1, 1);
+    bench.ask(write(SEGMENT, 0, &data));
+    let delay = Duration::from_millis(200);
+    bench.faults.set(FaultSettings { write_latency_ms: 200, ..FaultSettings::default() });
+    let started = Instant::now();
+    assert_eq!(bench.ask(write(SEGMENT, 0, &data)), StoreResult::Done);
+    let took = started.elapsed();
+    // The region's intent is durable, the block's table entry too: a write, and its sync.
+    assert!(took >= 2 * delay && took < 3 * delay, "{took:?}");
+    let started = Instant::now();
+    assert_eq!(bench.ask(write(SEGMENT, 600, &data)), StoreResult::Done);
+    let took = started.elapsed();
+    assert!(took >= 3 * delay, "{took:?}: in a fresh region the intent is synced first");
+    let started = Instant::now();
+    expect_data(bench.ask(read(0, 1)), &data);
+    assert!(started.elapsed() < delay, "reads are as fast as ever");
+}
+
+#[test]
 fn a_bit_flipped_by_a_fault_never_reaches_the_reader() {
     let directory = directory();
     let mut bench = open(directory.path());

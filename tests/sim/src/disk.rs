@@ -2,7 +2,8 @@
 //!
 //! Invariant: whatever a crash leaves behind is something a real disk could have left behind. A
 //! power cut keeps or loses each block, table entry and intent bit that was not synced, each for
-//! itself; a killed process loses nothing but what its last operations had not reached yet.
+//! itself; a killed process loses nothing but what its last operations had not reached yet. And
+//! nothing but Create and Delete works without a file.
 //!
 //! Leaves to others: when an operation ends (`world`), and in which order they are asked for
 //! (`smt::store`).
@@ -236,6 +237,21 @@ impl File {
     }
 }
 
+/// Whether the operation is one on a file that has to be there.
+#[must_use]
+pub fn needs_file(what: &DeviceOp<Blocks>) -> bool {
+    match what {
+        DeviceOp::Create { .. } | DeviceOp::Delete => false,
+        DeviceOp::SetMeta { .. }
+        | DeviceOp::Intent { .. }
+        | DeviceOp::WriteData { .. }
+        | DeviceOp::SyncData
+        | DeviceOp::SyncTable { .. }
+        | DeviceOp::ClearIntent { .. }
+        | DeviceOp::ReadData { .. } => true,
+    }
+}
+
 /// What an operation on the device covers, fixed when it starts.
 #[derive(Clone, Debug)]
 struct Running {
@@ -243,6 +259,9 @@ struct Running {
     /// For syncs: block, value and change count of what they make durable.
     covers: Vec<(u32, u64, u64)>,
 }
+
+/// What is said of an operation, or a request, on a file that is not there.
+pub const NO_FILE: &str = "no such file";
 
 /// All files of one server.
 #[derive(Debug, Default)]
@@ -297,15 +316,23 @@ impl Disk {
     /// Ends an operation well. None if a crash ended it first.
     pub fn finish(&mut self, segment: SegmentId, op: u64) -> Option<DeviceResult<Blocks>> {
         let Running { what, covers } = self.running.remove(&(segment, op))?;
-        if let DeviceOp::Create { meta } = what {
-            self.files.insert(segment, File::new(meta));
-            return Some(DeviceResult::Done);
+        match what {
+            DeviceOp::Create { meta } => {
+                self.files.insert(segment, File::new(meta));
+                return Some(DeviceResult::Done);
+            }
+            // Without one there is nothing left to do.
+            DeviceOp::Delete => {
+                self.files.remove(&segment);
+                return Some(DeviceResult::Done);
+            }
+            _ => {}
         }
         let Some(file) = self.files.get_mut(&segment) else {
-            return Some(DeviceResult::Failed { error: "no such file".to_owned() });
+            return Some(DeviceResult::Failed { error: NO_FILE.to_owned() });
         };
         match what {
-            DeviceOp::Create { .. } | DeviceOp::ClearIntent { .. } => {}
+            DeviceOp::Create { .. } | DeviceOp::Delete | DeviceOp::ClearIntent { .. } => {}
             DeviceOp::SetMeta { meta } => file.meta = meta,
             DeviceOp::Intent { .. } => {
                 for (region, value, change) in covers {
@@ -338,9 +365,6 @@ impl Disk {
                 return Some(DeviceResult::Data {
                     data: Blocks(range.blocks().map(content).collect()),
                 });
-            }
-            DeviceOp::Delete => {
-                self.files.remove(&segment);
             }
         }
         Some(DeviceResult::Done)

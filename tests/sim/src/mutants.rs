@@ -20,6 +20,7 @@ pub const MUTANTS: &[(&str, Mutant)] = &[
     ("L3NoPromiseWait", Mutant::L3NoPromiseWait),
     ("L4ForgetPromise", Mutant::L4ForgetPromise),
     ("M3ReadEarly", Mutant::M3ReadEarly),
+    ("M4WriteForgotten", Mutant::M4WriteForgotten),
     ("M7PromoteWithoutSync", Mutant::M7PromoteWithoutSync),
     ("M8DropAfterPropose", Mutant::M8DropAfterPropose),
     ("M9PromoteEarly", Mutant::M9PromoteEarly),

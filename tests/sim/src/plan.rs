@@ -113,7 +113,7 @@ impl Plan {
             joiner_timeout_ns: lease_ns * 6,
             retry_after_ns: MS,
             copy_window: r.range_u32(1, 4),
-            forward_backlog_blocks_max: 64,
+            forward_backlog_blocks_max: Rng::new(seed ^ 0x00ba_c106).range(1, 24),
             inflight_records_max: 64,
             chunk_attempts_max: 3,
             forget_grace_ns: r.range(50, 300) * MS,

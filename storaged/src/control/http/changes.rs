@@ -14,7 +14,7 @@ use smt::{MigrationId, ServerId};
 
 use super::objects;
 use super::problem::Problem;
-use super::reads::no_volume;
+use super::reads::{no_volume, one_migration, one_server};
 use crate::control::{ChangeError, Control};
 use crate::disk::FaultSettings;
 
@@ -67,9 +67,10 @@ pub async fn create_volume(State(control): State<Control>, body: Body<NewVolume>
             other => other.into(),
         })?;
     control.barrier().await?;
-    let made = control.with_map(|map| map.volume_by_name(&name).map(objects::volume));
+    let made = control.with_map(|map| map.volume_by_name(&name).cloned());
     // Somebody may have deleted it already.
-    made.map(|v| (StatusCode::CREATED, Json(v))).ok_or_else(|| no_volume(&name))
+    let made = made.ok_or_else(|| no_volume(&name))?;
+    Ok((StatusCode::CREATED, Json(objects::volume(&made))))
 }
 
 #[derive(Deserialize)]
@@ -109,13 +110,7 @@ pub async fn server(
     let server = ServerId(id);
     control.change(Command::SetServerState { server, state }).await?;
     control.barrier().await?;
-    let waits = control.inner.orders.waits();
-    let found = control.with_map(|map| {
-        map.server(server).map(|s| objects::server(map, &control.inner.scores, s, &waits))
-    });
-    found
-        .map(|s| (StatusCode::OK, Json(s)))
-        .ok_or_else(|| Problem::not_found(format!("no server {id}")))
+    one_server(&control, server).await.map(|body| (StatusCode::OK, body))
 }
 
 #[derive(Deserialize)]
@@ -185,8 +180,7 @@ pub async fn move_segment(
     let Reply::MigrationStarted { id } = reply else {
         return Err(Problem::conflict("the map answered something else"));
     };
-    let record = control.with_map(|map| map.migration(id).map(|m| objects::migration(map, m)));
-    record
+    one_migration(&control, id)
         .map(|m| (StatusCode::ACCEPTED, Json(m)))
         .ok_or_else(|| Problem::not_found(format!("migration {id} is gone already")))
 }
@@ -219,9 +213,7 @@ pub async fn cancel_migration(
     })?;
     control.change(planned).await?;
     control.barrier().await?;
-    let record =
-        control.with_map(|map| map.migration(migration).map(|m| objects::migration(map, m)));
-    record
+    one_migration(&control, migration)
         .map(|m| (StatusCode::OK, Json(m)))
         .ok_or_else(|| Problem::not_found(format!("migration {id} is gone already")))
 }
@@ -245,6 +237,7 @@ pub fn no_faults() -> Problem {
     )
 }
 
+/// Sets the faults that are named; what is not named stays as it is.
 pub async fn set_faults(State(control): State<Control>, body: Body<NewFaults>) -> Answer {
     let faults = control.inner.faults.as_ref().ok_or_else(no_faults)?;
     let Json(NewFaults { read_latency_ms, write_latency_ms, error_rate, bit_flip_rate, smart }) =
@@ -253,7 +246,9 @@ pub async fn set_faults(State(control): State<Control>, body: Body<NewFaults>) -
         return Err(Problem::new(
             StatusCode::NOT_IMPLEMENTED,
             "not built yet",
-            "SMART values cannot be injected yet",
+            "SMART values cannot be injected: the failure score of this version does not read them. \
+             Nothing was changed; leave `smart` out, and use read_latency_ms, write_latency_ms, \
+             error_rate or bit_flip_rate",
         ));
     }
     let rate = |name: &str, rate: Option<f64>| match rate {

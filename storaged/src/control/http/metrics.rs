@@ -74,25 +74,20 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
     }
     let status = control.inner.log.status();
     let score = control.inner.scores.own();
-    control.with_map(|map| {
-        let states = map.segments().map(|c| objects::segment_state(&control.inner.scores, c));
-        let healthy = states.filter(|s| *s == "healthy").count();
-        let gauges = [
-            ("segments", "Segments of the cluster", map.segments().count()),
-            ("segments_healthy", "Segments with all replicas in sync", healthy),
-            (
-                "migrations_active",
-                "Migrations under way",
-                map.migrations().filter(|m| !m.state.is_finished()).count(),
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let value = i64::try_from(value).unwrap_or(i64::MAX);
-            registry.register(name, help, ConstGauge::new(value));
-        }
-        let version = ConstCounter::new(map.version().0);
-        registry.register("smt_version", "Version of the map here", version);
-    });
+    let (map, lives) = (control.snapshot(), control.inner.scores.lives());
+    let states = map.segments().map(|c| objects::segment_state(&lives, c));
+    let healthy = states.filter(|s| *s == "healthy").count();
+    let gauges = [
+        ("segments", "Segments of the cluster", map.segments().count()),
+        ("segments_healthy", "Segments with all replicas in sync", healthy),
+        ("migrations_active", "Migrations under way", map.migrations_active()),
+    ];
+    for (name, help, value) in gauges {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    let version = ConstCounter::new(map.version().0);
+    registry.register("smt_version", "Version of the map here", version);
     let quorum = ConstGauge::new(i64::from(status.has_quorum));
     registry.register("consensus_quorum", "1 while the map's servers agree", quorum);
     if let Some(score) = score.score {

@@ -22,6 +22,7 @@ pub fn routes(control: Control) -> Router {
         .route("/", get(|| async { Html(include_str!("dashboard.html")) }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics::metrics))
+        .route("/internal/waits", get(reads::own_waits))
         .route("/internal/word", get(reads::word))
         .route("/v1/cluster", get(reads::cluster))
         .route("/v1/orchestrator", get(reads::orchestrator))

@@ -1,23 +1,27 @@
 //! Objects: the map as the JSON of DESIGN 4.
+//!
+//! Invariant: nothing here takes a lock; it works on copies, and on one look at everybody's life.
 
 use serde_json::{Value, json};
-use smt::ServerId;
 use smt::map::{Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume};
+use smt::{ServerId, VolumeId};
 
-use crate::control::scores::Scores;
+use crate::control::heat::Rates;
+use crate::control::orchestrator::Waits;
+use crate::control::scores::Lives;
 use crate::control::times::rfc3339;
 
 /// A server not heard from for this long is shown as down.
 const SILENT_MS: u64 = 3000;
 
-pub fn is_down(scores: &Scores, server: ServerId) -> bool {
-    scores.silent_ms(server).is_none_or(|ms| ms > SILENT_MS)
+pub fn is_down(lives: &Lives, server: ServerId) -> bool {
+    lives.silent_ms(server).is_none_or(|ms| ms > SILENT_MS)
 }
 
 /// `state` of a segment, with what is known of its servers' lives.
-pub fn segment_state(scores: &Scores, config: &SegmentConfig) -> &'static str {
-    let alive = config.members.iter().filter(|m| !is_down(scores, m.server)).count();
-    if alive == 0 || config.active.0 == 0 || is_down(scores, config.primary) {
+pub fn segment_state(lives: &Lives, config: &SegmentConfig) -> &'static str {
+    let alive = config.members.iter().filter(|m| !is_down(lives, m.server)).count();
+    if alive == 0 || config.active.0 == 0 || is_down(lives, config.primary) {
         "unavailable"
     } else if config.members.len() < usize::from(config.replicas) || alive < config.members.len() {
         "degraded"
@@ -29,19 +33,20 @@ pub fn segment_state(scores: &Scores, config: &SegmentConfig) -> &'static str {
     }
 }
 
-pub fn server(map: &Map, scores: &Scores, server: &Server, waits: &[String]) -> Value {
+/// `waits` is none where the leader could not be asked.
+pub fn server(map: &Map, lives: &Lives, server: &Server, waits: Option<&Waits>) -> Value {
     let state = match server.state {
         ServerState::Removed => "removed",
-        _ if is_down(scores, server.id) => "down",
+        _ if is_down(lives, server.id) => "down",
         ServerState::Up => "up",
         ServerState::Cordoned => "cordoned",
         ServerState::Draining => "draining",
         ServerState::Down => "down",
     };
-    let score = scores.all().get(&server.id).and_then(|s| s.score);
     let held = map.segments_of(server.id).filter(|c| c.is_member(server.id)).count();
     let word = format!("server {} ", server.id);
-    let waiting: Vec<&String> = waits.iter().filter(|w| w.contains(&word)).collect();
+    let waiting: Option<Vec<&String>> =
+        waits.map(|waits| waits.waits.iter().filter(|w| w.contains(&word)).collect());
     json!({
         "id": server.id.0,
         "state": state,
@@ -53,7 +58,7 @@ pub fn server(map: &Map, scores: &Scores, server: &Server, waits: &[String]) -> 
         "capacity_bytes": server.capacity_bytes,
         "used_bytes": map.used_bytes(server.id),
         "segments": held,
-        "score": score,
+        "score": lives.score(server.id),
         "boot_id": server.boot_id,
         "incarnation": server.incarnation.0,
         "waiting_for": waiting,
@@ -72,14 +77,19 @@ pub fn volume(volume: &Volume) -> Value {
     })
 }
 
-pub fn segment(map: &Map, scores: &Scores, config: &SegmentConfig) -> Value {
-    let name = map.volume(config.volume).map_or("", |v| v.name.as_str());
+/// A rate to a hundredth: more digits would only look exact.
+fn rate(per_second: f64) -> f64 {
+    (per_second * 100.0).round() / 100.0
+}
+
+/// A segment of the volume called so.
+pub fn segment(volume: &str, lives: &Lives, rates: Rates, config: &SegmentConfig) -> Value {
     let mut replicas: Vec<Value> = config
         .members
         .iter()
         .map(|m| {
             let role = if m.server == config.primary { "primary" } else { "backup" };
-            let state = if is_down(scores, m.server) { "stale" } else { "in_sync" };
+            let state = if is_down(lives, m.server) { "stale" } else { "in_sync" };
             json!({ "server": m.server.0, "role": role, "state": state })
         })
         .collect();
@@ -89,24 +99,34 @@ pub fn segment(map: &Map, scores: &Scores, config: &SegmentConfig) -> Value {
         }));
     }
     json!({
-        "volume": name,
+        "volume": volume,
         "index": config.index,
         "id": config.segment.0.to_string(),
         "epoch": config.epoch.0,
         "size_bytes": u64::from(config.geometry.segment_blocks) * smt::ids::BLOCK_BYTES,
-        "state": segment_state(scores, config),
+        "state": segment_state(lives, config),
         "replicas_target": config.replicas,
         "primary": config.primary.0,
         "migration": config.joining.map(|j| j.migration.0),
         "replicas": replicas,
+        "reads_per_second": rate(rates.reads_per_second),
+        "writes_per_second": rate(rates.writes_per_second),
+        "read_bytes_per_second": rates.read_bytes_per_second.round(),
+        "written_bytes_per_second": rates.written_bytes_per_second.round(),
     })
 }
 
-pub fn migration(map: &Map, migration: &Migration) -> Value {
+/// What a volume is called, or its number when it was deleted.
+pub fn volume_name(map: &Map, volume: VolumeId) -> String {
+    map.volume(volume).map_or_else(|| volume.to_string(), |v| v.name.clone())
+}
+
+/// A migration in the volume called so.
+pub fn migration(name: &str, migration: &Migration) -> Value {
     let Migration {
         id,
         segment: _,
-        volume,
+        volume: _,
         index,
         from,
         to,
@@ -122,7 +142,6 @@ pub fn migration(map: &Map, migration: &Migration) -> Value {
         reason,
         bytes_per_second_max: _,
     } = migration;
-    let name = map.volume(*volume).map_or_else(|| volume.to_string(), |v| v.name.clone());
     json!({
         "id": id.0,
         "volume": name,

@@ -1,83 +1,102 @@
 //! Reads: what the cluster is like, from this server's copy of the map.
+//!
+//! Invariant: the map's lock is held to copy what is wanted, never to write JSON: the shard and the
+//! log wait for it. What needs all of the map takes the copy that is made once for each version.
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use smt::MigrationId;
-use smt::map::{Map, ServerState};
+use smt::map::{Map, Migration, SegmentConfig, Server, ServerState};
+use smt::{MigrationId, ServerId};
 
 use super::objects;
 use super::problem::Problem;
 use crate::control::Control;
-use crate::control::scores::{Scores, Word};
+use crate::control::heat::Rates;
+use crate::control::orchestrator::Waits;
+use crate::control::scores::{Lives, Word};
 
 type Answer = Result<Json<Value>, Problem>;
 
-impl Control {
-    fn look(&self, look: impl FnOnce(&Map, &Scores) -> Value) -> Json<Value> {
-        Json(self.with_map(|map| look(map, &self.inner.scores)))
-    }
+async fn server_list(control: &Control, map: &Map, lives: &Lives) -> Vec<Value> {
+    let waits = control.waits().await.ok();
+    map.servers().map(|s| objects::server(map, lives, s, waits.as_ref())).collect()
 }
 
-fn server_list(control: &Control, map: &Map, scores: &Scores) -> Vec<Value> {
-    let waits = control.inner.orders.waits();
-    map.servers().map(|s| objects::server(map, scores, s, &waits)).collect()
+/// One server, as it is now.
+pub async fn one_server(control: &Control, server: ServerId) -> Answer {
+    let waits = control.waits().await.ok();
+    let (map, lives) = (control.snapshot(), control.inner.scores.lives());
+    let found = map.server(server).map(|s| objects::server(&map, &lives, s, waits.as_ref()));
+    found.map(Json).ok_or_else(|| Problem::not_found(format!("no server {server}")))
 }
 
 pub async fn cluster(State(control): State<Control>) -> Json<Value> {
     let status = control.inner.log.status();
-    control.look(|map, scores| {
-        let count = |wanted: &str| {
-            map.segments().filter(|c| objects::segment_state(scores, c) == wanted).count()
-        };
-        let (healthy, degraded) = (count("healthy"), count("degraded"));
-        let unavailable = count("unavailable");
-        let down = map
-            .servers()
-            .filter(|s| s.state != ServerState::Removed)
-            .any(|s| objects::is_down(scores, s.id));
-        let health = if unavailable > 0 {
-            "critical"
-        } else if degraded > 0 || down || !status.has_quorum {
-            "degraded"
-        } else {
-            "ok"
-        };
-        json!({
-            "cluster_id": control.inner.cluster.to_string(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "smt_version": map.version().0,
-            "smt_digest": format!("{:032x}", map.digest()),
-            "leader": status.leader,
-            "consensus": if status.has_quorum { "ok" } else { "no_quorum" },
-            "health": health,
-            "servers": server_list(&control, map, scores),
-            "volumes": map.volumes().count(),
-            "segments": {
-                "total": map.segments().count(),
-                "healthy": healthy,
-                "degraded": degraded,
-                "unavailable": unavailable,
-            },
-            "migrations_active": map.migrations().filter(|m| !m.state.is_finished()).count(),
-        })
+    let (map, lives) = (control.snapshot(), control.inner.scores.lives());
+    let (mut healthy, mut degraded, mut unavailable) = (0_usize, 0_usize, 0_usize);
+    for config in map.segments() {
+        match objects::segment_state(&lives, config) {
+            "healthy" => healthy += 1,
+            "degraded" => degraded += 1,
+            _ => unavailable += 1,
+        }
+    }
+    let down = map
+        .servers()
+        .filter(|s| s.state != ServerState::Removed)
+        .any(|s| objects::is_down(&lives, s.id));
+    let health = if unavailable > 0 {
+        "critical"
+    } else if degraded > 0 || down || !status.has_quorum {
+        "degraded"
+    } else {
+        "ok"
+    };
+    Json(json!({
+        "cluster_id": control.inner.cluster.to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "smt_version": map.version().0,
+        "smt_digest": format!("{:032x}", map.digest()),
+        "leader": status.leader,
+        "consensus": if status.has_quorum { "ok" } else { "no_quorum" },
+        "health": health,
+        "servers": server_list(&control, &map, &lives).await,
+        "volumes": map.volumes().count(),
+        "segments": {
+            "total": map.segments().count(),
+            "healthy": healthy,
+            "degraded": degraded,
+            "unavailable": unavailable,
+        },
+        "migrations_active": map.migrations_active(),
+    }))
+}
+
+/// What the leader's orchestrator waits for, wherever it is asked.
+pub async fn orchestrator(State(control): State<Control>) -> Result<Json<Waits>, Problem> {
+    control.waits().await.map(Json).map_err(|why| {
+        let detail = format!("what the orchestrator waits for is not known here: {why}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the leader was not reached", detail)
     })
 }
 
-/// What the leader's orchestrator waits for; empty elsewhere.
-pub async fn orchestrator(State(control): State<Control>) -> Json<Value> {
-    Json(json!({ "waits": control.inner.orders.waits() }))
+/// What this server's own orchestrator waits for; asks nobody, so that no question goes in circles.
+pub async fn own_waits(State(control): State<Control>) -> Json<Waits> {
+    Json(control.own_waits())
 }
 
 pub async fn servers(State(control): State<Control>) -> Json<Value> {
-    control.look(|map, scores| json!({ "servers": server_list(&control, map, scores) }))
+    let (map, lives) = (control.snapshot(), control.inner.scores.lives());
+    Json(json!({ "servers": server_list(&control, &map, &lives).await }))
 }
 
 pub async fn volumes(State(control): State<Control>) -> Json<Value> {
-    control
-        .look(|map, _| json!({ "volumes": map.volumes().map(objects::volume).collect::<Vec<_>>() }))
+    let map = control.snapshot();
+    Json(json!({ "volumes": map.volumes().map(objects::volume).collect::<Vec<_>>() }))
 }
 
 pub async fn volume(
@@ -85,8 +104,8 @@ pub async fn volume(
     name: Result<Path<String>, PathRejection>,
 ) -> Answer {
     let Path(name) = name?;
-    let found = control.with_map(|map| map.volume_by_name(&name).map(objects::volume));
-    found.map(Json).ok_or_else(|| no_volume(&name))
+    let found = control.with_map(|map| map.volume_by_name(&name).cloned());
+    found.map(|v| Json(objects::volume(&v))).ok_or_else(|| no_volume(&name))
 }
 
 pub fn no_volume(name: &str) -> Problem {
@@ -103,24 +122,43 @@ pub async fn segments(
     query: Result<Query<OfVolume>, QueryRejection>,
 ) -> Answer {
     let Query(OfVolume { volume }) = query?;
-    let scores = &control.inner.scores;
-    let list = control.with_map(|map| match &volume {
-        None => Some(map.segments().map(|c| objects::segment(map, scores, c)).collect::<Vec<_>>()),
-        Some(name) => map
-            .volume_by_name(name)
-            .map(|v| map.volume_segments(v.id).map(|c| objects::segment(map, scores, c)).collect()),
-    });
-    match list {
-        Some(segments) => Ok(Json(json!({ "segments": segments }))),
-        None => Err(no_volume(&volume.unwrap_or_default())),
-    }
+    let (lives, rates) = (control.inner.scores.lives(), control.inner.scores.rates());
+    let object = |name: &str, config: &SegmentConfig| {
+        let rates = rates.get(&config.segment).copied().unwrap_or_else(Rates::default);
+        objects::segment(name, &lives, rates, config)
+    };
+    let segments: Vec<Value> = match volume {
+        None => {
+            let map = control.snapshot();
+            map.segments().map(|c| object(&objects::volume_name(&map, c.volume), c)).collect()
+        }
+        Some(name) => {
+            let configs: Option<Vec<SegmentConfig>> = control.with_map(|map| {
+                let volume = map.volume_by_name(&name)?;
+                Some(map.volume_segments(volume.id).cloned().collect())
+            });
+            let configs = configs.ok_or_else(|| no_volume(&name))?;
+            configs.iter().map(|config| object(&name, config)).collect()
+        }
+    };
+    Ok(Json(json!({ "segments": segments })))
+}
+
+fn named(map: &Map, migration: &Migration) -> (String, Migration) {
+    (objects::volume_name(map, migration.volume), migration.clone())
 }
 
 pub async fn migrations(State(control): State<Control>) -> Json<Value> {
-    control.look(|map, _| {
-        let list: Vec<Value> = map.migrations().map(|m| objects::migration(map, m)).collect();
-        json!({ "migrations": list })
-    })
+    let known: Vec<(String, Migration)> =
+        control.with_map(|map| map.migrations().map(|m| named(map, m)).collect());
+    let list: Vec<Value> = known.iter().map(|(name, m)| objects::migration(name, m)).collect();
+    Json(json!({ "migrations": list }))
+}
+
+/// One migration, as it is now.
+pub fn one_migration(control: &Control, id: MigrationId) -> Option<Value> {
+    let found = control.with_map(|map| map.migration(id).map(|m| named(map, m)));
+    found.map(|(name, migration)| objects::migration(&name, &migration))
 }
 
 pub async fn migration(
@@ -128,8 +166,7 @@ pub async fn migration(
     id: Result<Path<u64>, PathRejection>,
 ) -> Answer {
     let Path(id) = id?;
-    let found =
-        control.with_map(|map| map.migration(MigrationId(id)).map(|m| objects::migration(map, m)));
+    let found = one_migration(&control, MigrationId(id));
     found.map(Json).ok_or_else(|| Problem::not_found(format!("no migration {id} is known")))
 }
 
@@ -151,25 +188,27 @@ pub async fn map(
         control.barrier().await?;
     }
     let found = control.with_map(|map| {
-        let volume = map.volume_by_name(&name)?;
-        let servers: Vec<Value> = map
-            .servers()
-            .filter(|s| s.state != ServerState::Removed)
-            .map(|s| json!({ "id": s.id.0, "address": s.address, "http": s.http }))
-            .collect();
-        let segments: Vec<_> = map.volume_segments(volume.id).collect();
-        Some(json!({
-            "volume": volume.id.0,
-            "name": volume.name,
-            "size_bytes": volume.size_bytes,
-            "segment_bytes": volume.segment_bytes,
-            "version": map.version().0,
-            "cluster": control.inner.cluster.to_string(),
-            "servers": servers,
-            "segments": segments,
-        }))
+        let volume = map.volume_by_name(&name)?.clone();
+        let up = |s: &&Server| s.state != ServerState::Removed;
+        let servers: Vec<Server> = map.servers().filter(up).cloned().collect();
+        let segments: Vec<SegmentConfig> = map.volume_segments(volume.id).cloned().collect();
+        Some((volume, servers, segments, map.version()))
     });
-    found.map(Json).ok_or_else(|| no_volume(&name))
+    let (volume, servers, segments, version) = found.ok_or_else(|| no_volume(&name))?;
+    let servers: Vec<Value> = servers
+        .iter()
+        .map(|s| json!({ "id": s.id.0, "address": s.address, "http": s.http }))
+        .collect();
+    Ok(Json(json!({
+        "volume": volume.id.0,
+        "name": volume.name,
+        "size_bytes": volume.size_bytes,
+        "segment_bytes": volume.segment_bytes,
+        "version": version.0,
+        "cluster": control.inner.cluster.to_string(),
+        "servers": servers,
+        "segments": segments,
+    })))
 }
 
 pub async fn word(State(control): State<Control>) -> Json<Word> {

@@ -1,4 +1,4 @@
-//! The disk's own tests: what a power cut and a kill leave behind.
+//! The disk's own tests: what a power cut and a kill leave behind, and what works without a file.
 
 use smt::map::SegmentConfig;
 use smt::{Epoch, VolumeId};
@@ -113,4 +113,29 @@ fn damage_shows_to_readers_and_goes_with_the_next_write() {
     write(&mut disk, 3, 0, 10);
     let file = &disk.files[&SEGMENT];
     assert!(file.is_consistent(0) && !file.is_damaged());
+}
+
+#[test]
+fn without_a_file_everything_but_create_and_delete_fails() {
+    let mut disk = disk();
+    let meta = disk.files[&SEGMENT].meta.clone();
+    let range = BlockRange::new(0, 1);
+    disk.start(SEGMENT, 1, DeviceOp::Delete);
+    assert_eq!(disk.finish(SEGMENT, 1), Some(DeviceResult::Done));
+    let failed = DeviceResult::Failed { error: NO_FILE.to_owned() };
+    let all = [
+        (DeviceOp::SetMeta { meta: meta.clone() }, &failed),
+        (DeviceOp::Intent { regions: vec![0] }, &failed),
+        (DeviceOp::WriteData { range, data: Blocks([7].into_iter().collect()) }, &failed),
+        (DeviceOp::SyncData, &failed),
+        (DeviceOp::SyncTable { ranges: vec![range] }, &failed),
+        (DeviceOp::ReadData { range, zero: Vec::new() }, &failed),
+        (DeviceOp::Delete, &DeviceResult::Done),
+        (DeviceOp::Create { meta }, &DeviceResult::Done),
+    ];
+    for (op, (what, result)) in (2..).zip(all) {
+        assert_eq!(needs_file(&what), *result != DeviceResult::Done, "{what:?}");
+        disk.start(SEGMENT, op, what.clone());
+        assert_eq!(disk.finish(SEGMENT, op).as_ref(), Some(result), "{what:?}");
+    }
 }

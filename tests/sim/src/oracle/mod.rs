@@ -8,6 +8,7 @@ pub mod alike;
 pub mod cover;
 pub mod epochs;
 pub mod flush;
+pub mod gone;
 pub mod history;
 pub mod linear;
 

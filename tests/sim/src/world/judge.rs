@@ -124,11 +124,11 @@ impl World {
     }
 
     /// R3: a client is told EIO only where no good copy is left. The nemesis leaves one everywhere,
-    /// unless the disk of the last member, as far as that one knows, fails.
+    /// unless the disk of the last member fails, with no joiner that may have become one.
     fn judge_io_error(&mut self, host: usize, segment: SegmentId) {
         let view = self.hosts[host].brain.as_ref().and_then(|b| b.replica(segment));
         if let Some(view) = view
-            && view.config.members.len() > 1
+            && (view.config.members.len() > 1 || view.config.joining.is_some())
         {
             let config = short(&view.config);
             let what = format!("s{} answers EIO, though it has company: {config}", host + 1);

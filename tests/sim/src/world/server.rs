@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use smt::config::MS;
 use smt::map::Command;
 use smt::server::{Action, Event, FoundReplica, Server};
-use smt::store::{DeviceOp, Store, StoreStep};
+use smt::store::{DeviceOp, Store, StoreRequest, StoreResult, StoreStep};
 use smt::{
     BlockRange, ClientId, Epoch, Incarnation, LinkId, MapVersion, SegmentId, ServerId, Session,
     Tick,
@@ -17,8 +17,9 @@ use smt::{
 use super::consensus::server_of;
 use super::links::{host_of, server_id};
 use super::{What, World};
-use crate::disk::Disk;
+use crate::disk::{Disk, NO_FILE, needs_file};
 use crate::network::{Packet, Side};
+use crate::oracle::gone;
 use crate::payload::Blocks;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -248,6 +249,15 @@ impl World {
                     self.say(Some(segment), || format!("s{} store {io} {request:?}", host + 1));
                 }
                 let h = &mut self.hosts[host];
+                let makes_store =
+                    matches!(request, StoreRequest::Create { .. } | StoreRequest::Delete);
+                if !makes_store && !h.stores.contains_key(&segment) {
+                    let verdict = gone::check(false, h.id, segment, || format!("{request:?}"));
+                    self.judge(verdict);
+                    let result = StoreResult::Failed { error: NO_FILE.to_owned() };
+                    events.push_back(Event::StoreDone { segment, io, result });
+                    return;
+                }
                 let plan = &self.plan;
                 let store = h.stores.entry(segment).or_insert_with(|| {
                     Store::new(segment, plan.geometry, Vec::new(), &plan.settings)
@@ -304,11 +314,24 @@ impl World {
                 StoreStep::Device { op, what } => self.start_device(host, segment, op, what),
             }
         }
+        // Deleted, or never made: the next request finds no replica here. A store whose device
+        // failed stays, and fails them.
+        let h = &mut self.hosts[host];
+        let is_over = |store: &Store<Blocks>| store.is_idle() && !store.is_failed();
+        if !h.disk.files.contains_key(&segment) && h.stores.get(&segment).is_some_and(is_over) {
+            h.stores.remove(&segment);
+        }
     }
 
     fn start_device(&mut self, host: usize, segment: SegmentId, op: u64, what: DeviceOp<Blocks>) {
         if self.trace.is_on() {
             self.say(Some(segment), || format!("s{} device {op} {what:?}", host + 1));
+        }
+        if needs_file(&what) {
+            let h = &self.hosts[host];
+            let has_file = h.disk.files.contains_key(&segment);
+            let verdict = gone::check(has_file, h.id, segment, || format!("{what:?}"));
+            self.judge(verdict);
         }
         let slow = if self.hosts[host].slow_until > self.now { 30 } else { 1 };
         let typical = self.plan.disk_ns * slow;

@@ -6,10 +6,13 @@
 /// Why a size was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
+    /// No whole number with a unit.
     #[error("a size is a whole number and a unit, such as 512MiB or 4G, not {0:?}")]
     NotASize(String),
+    /// A decimal unit, and what to write instead.
     #[error("{0:?} is ambiguous: units here are binary, write {1} (2^10, 2^20, …)")]
     Decimal(String, String),
+    /// More bytes than can be counted.
     #[error("{0:?} does not fit in 64 bits")]
     TooLarge(String),
 }

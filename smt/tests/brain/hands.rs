@@ -1,0 +1,238 @@
+//! Hands: one brain, driven by hand. What it asks of its disk waits until the test lets it be done;
+//! everything else it asks for is kept in order.
+//!
+//! Invariant: the disk answers as one that holds an empty replica; a test whose segment has data
+//! would not be answered truly.
+
+use std::collections::VecDeque;
+
+use smt::map::{Command, Joining, Member, SegmentConfig};
+use smt::message::{BlockCheck, PeerBody, PeerMessage, ServerMessage};
+use smt::server::{Action, Event, Report, Server};
+use smt::store::{StoreRequest, StoreResult};
+use smt::*;
+
+pub const SEGMENT: SegmentId = SegmentId(9);
+pub const CHUNKS: u32 = 2;
+const GEOMETRY: Geometry = Geometry { segment_blocks: 8, chunk_blocks: 4, region_blocks: 8 };
+
+/// Blocks as the numbers they hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks(Vec<u64>);
+
+fn at(n: u32) -> usize {
+    usize::try_from(n).expect("a u32 fits")
+}
+
+impl Payload for Blocks {
+    fn blocks(&self) -> u32 {
+        u32::try_from(self.0.len()).expect("few blocks")
+    }
+    fn slice(&self, first: u32, count: u32) -> Self {
+        Blocks(self.0[at(first)..at(first + count)].to_vec())
+    }
+    fn sum(&self, index: u32, _: SegmentId, _: u32) -> u64 {
+        self.0[at(index)] + 1
+    }
+    fn is_zero(&self, index: u32) -> bool {
+        self.0[at(index)] == 0
+    }
+    fn zeroes(count: u32) -> Self {
+        Blocks(vec![0; at(count)])
+    }
+}
+
+/// A segment led by server 1, with these members, in their first lives.
+pub fn config(epoch: u64, members: &[u64]) -> SegmentConfig {
+    let member = |&id| Member { server: ServerId(id), incarnation: Incarnation(1) };
+    SegmentConfig {
+        segment: SEGMENT,
+        volume: VolumeId(3),
+        index: 0,
+        epoch: Epoch(epoch),
+        primary: ServerId(1),
+        members: members.iter().map(member).collect(),
+        joining: None,
+        transfer: None,
+        replicas: 3,
+        active: Epoch(0),
+        geometry: GEOMETRY,
+    }
+}
+
+pub fn with_joiner(config: SegmentConfig, target: u64) -> SegmentConfig {
+    let joining = Joining {
+        target: ServerId(target),
+        migration: MigrationId(77),
+        replaces: None,
+        bytes_per_second_max: None,
+    };
+    SegmentConfig { joining: Some(joining), ..config }
+}
+
+pub fn active(config: SegmentConfig) -> SegmentConfig {
+    SegmentConfig { active: config.epoch, ..config }
+}
+
+/// One server's brain.
+pub struct Hands {
+    brain: Server<Blocks>,
+    pub settings: Settings,
+    now: Tick,
+    version: MapVersion,
+    epoch: Epoch,
+    waiting: VecDeque<(IoId, StoreRequest<Blocks>)>,
+    /// Everything asked of the disk since the test last looked.
+    asked: Vec<StoreRequest<Blocks>>,
+    said: Vec<PeerBody<Blocks>>,
+    proposed: Vec<Command>,
+    reports: Vec<Report>,
+}
+
+impl Hands {
+    /// A server in its first life, with an empty disk.
+    pub fn of(id: u64) -> Hands {
+        let settings = Settings::default();
+        let now = Tick(1 << 40);
+        let brain = Server::new(ServerId(id), Incarnation(1), settings.clone(), now, Vec::new());
+        Hands {
+            brain,
+            settings,
+            now,
+            version: MapVersion(0),
+            epoch: Epoch(0),
+            waiting: VecDeque::new(),
+            asked: Vec::new(),
+            said: Vec::new(),
+            proposed: Vec::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    pub fn tell(&mut self, event: Event<Blocks>) {
+        let mut actions = Vec::new();
+        self.brain.handle(self.now, event, &mut actions);
+        for action in actions {
+            match action {
+                Action::Send { message, .. } | Action::Respond { message, .. } => {
+                    if let ServerMessage::Segment(message) = message {
+                        self.said.push(message.body);
+                    }
+                }
+                Action::Store { io, request, .. } => {
+                    self.asked.push(request.clone());
+                    self.waiting.push_back((io, request));
+                }
+                Action::Propose(command) => self.proposed.push(command),
+                Action::Report(report) => self.reports.push(report),
+                Action::ResetLink { .. } | Action::Reply { .. } => {}
+            }
+        }
+    }
+
+    /// The map says so.
+    pub fn learn(&mut self, config: SegmentConfig) {
+        self.version = self.version.next();
+        self.epoch = config.epoch;
+        let version = self.version;
+        self.tell(Event::Map { version, changed: vec![config], deleted: Vec::new() });
+    }
+
+    /// The map says that the segment is no more.
+    pub fn delete(&mut self) {
+        self.version = self.version.next();
+        let (version, deleted) = (self.version, vec![SEGMENT]);
+        self.tell(Event::Map { version, changed: Vec::new(), deleted });
+    }
+
+    pub fn link_up(&mut self, peer: u64) {
+        self.tell(Event::LinkUp { peer: ServerId(peer), link: LinkId(1) });
+    }
+
+    /// A request of the primary, at the epoch the map has told of last.
+    pub fn hear(&mut self, body: PeerBody<Blocks>) {
+        self.hear_at(self.epoch, body);
+    }
+
+    /// A request of a primary at `epoch`.
+    pub fn hear_at(&mut self, epoch: Epoch, body: PeerBody<Blocks>) {
+        let message = PeerMessage { segment: SEGMENT, epoch, body };
+        let message = ServerMessage::Segment(message);
+        let (peer, incarnation, link) = (ServerId(1), Incarnation(1), LinkId(1));
+        self.tell(Event::Request { peer, incarnation, link, message });
+    }
+
+    /// An answer of a peer to us, likewise.
+    pub fn answer(&mut self, peer: u64, body: PeerBody<Blocks>) {
+        let message = PeerMessage { segment: SEGMENT, epoch: self.epoch, body };
+        let message = ServerMessage::Segment(message);
+        self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
+    }
+
+    /// 50 ms pass.
+    pub fn tick(&mut self) {
+        self.now = self.now.after(50 * smt::config::MS);
+        self.tell(Event::Tick);
+    }
+
+    /// Time passes, and the disk works.
+    pub fn wait_ns(&mut self, ns: u64) {
+        let until = self.now.after(ns);
+        while self.now < until {
+            self.tick();
+            self.disk_works();
+        }
+    }
+
+    /// The disk does all that it was asked for.
+    pub fn disk_works(&mut self) {
+        while let Some((io, request)) = self.waiting.pop_front() {
+            let result = match request {
+                StoreRequest::Create { .. }
+                | StoreRequest::SetMeta { .. }
+                | StoreRequest::Write { .. }
+                | StoreRequest::Zero { .. }
+                | StoreRequest::Flush
+                | StoreRequest::Delete => StoreResult::Done,
+                StoreRequest::Read { range } | StoreRequest::ReadRaw { range } => {
+                    let sums = range.blocks().map(|_| 0).collect();
+                    StoreResult::Data { data: Blocks::zeroes(range.count), sums }
+                }
+                StoreRequest::Check { ranges } => {
+                    let blocks = ranges.iter().flat_map(|r| r.blocks());
+                    StoreResult::Checks { checks: blocks.map(|_| BlockCheck::Zero).collect() }
+                }
+            };
+            self.tell(Event::StoreDone { segment: SEGMENT, io, result });
+        }
+    }
+
+    /// The disk fails the oldest request it has.
+    pub fn disk_fails(&mut self) {
+        let (io, _) = self.waiting.pop_front().expect("something was asked of the disk");
+        let result = StoreResult::Failed { error: "EIO".to_owned() };
+        self.tell(Event::StoreDone { segment: SEGMENT, io, result });
+    }
+
+    pub fn role(&self) -> Option<smt::replica::Role> {
+        self.brain.replica(SEGMENT).map(|view| view.role)
+    }
+
+    /// What was asked of the disk since this was called last.
+    pub fn asked(&mut self) -> Vec<StoreRequest<Blocks>> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// What was said to peers since this was called last.
+    pub fn said(&mut self) -> Vec<PeerBody<Blocks>> {
+        std::mem::take(&mut self.said)
+    }
+
+    pub fn proposed(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.proposed)
+    }
+
+    pub fn reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+}

@@ -1,0 +1,187 @@
+//! What a replica may do with its file, and when; a joiner's above all.
+
+use smt::message::{Change, PeerBody, Record};
+use smt::replica::Role;
+use smt::server::Report;
+use smt::store::StoreRequest;
+use smt::wire::checksum::{chunk_digest, root_digest};
+use smt::*;
+
+use crate::hands::{Blocks, CHUNKS, Hands, SEGMENT, active, config, with_joiner};
+
+const SESSION: CopySession = CopySession(5);
+
+/// Server 3 has been filled by server 1 and is a required acker: Promote may be proposed.
+fn synced_joiner() -> Hands {
+    let mut joiner = Hands::of(3);
+    let wish = with_joiner(config(5, &[1, 2]), 3);
+    joiner.learn(wish.clone());
+    joiner.hear(PeerBody::JoinBegin { session: SESSION, migration: MigrationId(77), config: wish });
+    joiner.disk_works();
+    assert!(joiner.said().contains(&PeerBody::JoinAck { session: SESSION }));
+    let digest = chunk_digest(&[0; 4]);
+    let mut place = 0;
+    for chunk in 0..CHUNKS {
+        let range = BlockRange::new(chunk * 4, 4);
+        let sums = range.blocks().map(|_| 0).collect();
+        joiner.hear(PeerBody::Copy { session: SESSION, place: place + 1, range, data: None, sums });
+        joiner.hear(PeerBody::Verify { session: SESSION, place: place + 2, chunk, digest });
+        joiner.disk_works();
+        place += 2;
+        let verified = PeerBody::VerifyAck { session: SESSION, place, matched: true };
+        assert!(joiner.said().contains(&verified), "chunk {chunk}");
+    }
+    let root = root_digest(&[digest; 2]);
+    joiner.hear(PeerBody::VerifyRoot { session: SESSION, place: place + 1, root });
+    joiner.hear(PeerBody::SyncStart {
+        session: SESSION,
+        place: place + 2,
+        next_seq: Seq(1),
+        commit: Seq(0),
+    });
+    joiner.disk_works();
+    assert!(joiner.said().contains(&PeerBody::SyncStartAck { session: SESSION }));
+    joiner.asked();
+    joiner
+}
+
+fn replicate(seq: u64) -> PeerBody<Blocks> {
+    let record = Record { seq: Seq(seq), range: BlockRange::new(2, 3), change: Change::Zero };
+    PeerBody::Replicate { commit: Seq(0), record }
+}
+
+/// The same, and then its disk fails a write that it is a required acker of.
+fn faulted_joiner() -> Hands {
+    let mut joiner = synced_joiner();
+    joiner.hear(replicate(1));
+    joiner.disk_fails();
+    assert_eq!(joiner.role(), Some(Role::Faulted));
+    let error = "EIO".to_owned();
+    assert_eq!(joiner.reports(), [Report::ReplicaFaulted { segment: SEGMENT, error }]);
+    joiner.asked();
+    joiner
+}
+
+fn deletes(joiner: &mut Hands) -> usize {
+    joiner.asked().iter().filter(|request| **request == StoreRequest::Delete).count()
+}
+
+/// Found by `cargo sim 317286`. The map told of the same epoch once more, because its primary had
+/// reported it active; the joiner took that for the end of the wish, and deleted blocks that the
+/// Promote on its way then made it answer for.
+#[test]
+fn a_faulted_joiner_keeps_its_file_while_its_promote_may_commit() {
+    let mut joiner = faulted_joiner();
+    joiner.learn(active(with_joiner(config(5, &[1, 2]), 3)));
+    joiner.disk_works();
+    assert_eq!(deletes(&mut joiner), 0, "a Promote planned at this epoch may still win");
+    joiner.learn(active(config(5, &[1, 2])));
+    joiner.disk_works();
+    assert_eq!(deletes(&mut joiner), 0, "only a newer epoch refuses a Promote of this one");
+    // It does win: the file counts, until the map has done without it.
+    joiner.learn(config(6, &[1, 2, 3]));
+    joiner.wait_ns(joiner.settings.forget_grace_ns * 2);
+    assert_eq!(deletes(&mut joiner), 0, "a member does not delete what it answers for");
+    assert_eq!(joiner.role(), Some(Role::Faulted));
+    joiner.learn(config(7, &[1, 2]));
+    assert_eq!(deletes(&mut joiner), 1);
+}
+
+#[test]
+fn a_faulted_joiner_deletes_its_file_once_a_newer_epoch_does_without_it() {
+    let mut joiner = faulted_joiner();
+    joiner.learn(config(6, &[1, 2]));
+    assert_eq!(deletes(&mut joiner), 1);
+    joiner.disk_works();
+    assert_eq!(joiner.role(), None, "the server forgets the replica with its file");
+    // And it may be filled anew.
+    let wish = with_joiner(config(6, &[1, 2]), 3);
+    joiner.learn(wish.clone());
+    let session = CopySession(6);
+    joiner.hear(PeerBody::JoinBegin { session, migration: MigrationId(77), config: wish });
+    joiner.disk_works();
+    assert!(joiner.said().contains(&PeerBody::JoinAck { session }));
+}
+
+/// A faulted joiner that is to be filled again in the newer epoch keeps its file too: it may be
+/// the same wish, whose Promote is planned anew.
+#[test]
+fn a_faulted_joiner_keeps_its_file_in_a_newer_epoch_that_still_wishes_for_it() {
+    let mut joiner = faulted_joiner();
+    joiner.learn(with_joiner(config(6, &[1]), 3));
+    joiner.disk_works();
+    assert_eq!(deletes(&mut joiner), 0);
+}
+
+/// An ex-member whose segment is whole elsewhere, deleting its file (M11).
+fn deleting() -> Hands {
+    let mut server = Hands::of(3);
+    server.learn(config(1, &[1, 2, 3]));
+    server.disk_works();
+    assert_eq!(server.role(), Some(Role::Backup));
+    server.learn(active(config(2, &[1, 2, 4])));
+    server.disk_works();
+    server.asked();
+    // Up to the tick that asks for the deletion, which the disk does not do yet.
+    let grace_ns = server.settings.forget_grace_ns;
+    server.wait_ns(grace_ns);
+    assert_eq!(deletes(&mut server), 0, "the grace is not over");
+    server.tick();
+    assert_eq!(server.asked(), [StoreRequest::Delete]);
+    server
+}
+
+/// Mended in 28c594f, found by killing a primary twice in a row under fio: what the joiner asked of
+/// the vanished file failed, and the replica was given up for good. `cargo sim 90` told it too.
+#[test]
+fn a_joiner_is_not_begun_before_its_servers_old_file_is_gone() {
+    let mut server = deleting();
+    let wish = with_joiner(active(config(3, &[1, 2])), 3);
+    server.learn(wish.clone());
+    server.hear(PeerBody::JoinBegin { session: SESSION, migration: MigrationId(77), config: wish });
+    assert_eq!(server.asked(), [], "nothing is asked of a file that is going");
+    // The file is gone; then it is made, and only then anything else is asked of it.
+    server.disk_works();
+    let asked = server.asked();
+    assert!(matches!(asked[0], StoreRequest::Create { .. }), "{asked:?}");
+    assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION }));
+    assert_eq!(server.role(), Some(Role::Joiner));
+}
+
+#[test]
+fn a_newer_epoch_asks_nothing_of_a_file_that_is_going() {
+    let mut server = deleting();
+    server.learn(active(config(3, &[1, 2, 4])));
+    assert_eq!(server.asked(), []);
+    server.disk_works();
+    assert_eq!(server.role(), None);
+}
+
+/// A volume is deleted the moment it was made: its segments' files are still being made. What is
+/// asked of one behind its deletion fails, and the disk keeps its failed store for good.
+#[test]
+fn a_segment_deleted_while_its_file_is_being_made_asks_nothing_more_of_it() {
+    let mut server = Hands::of(2);
+    server.learn(config(1, &[1, 2]));
+    assert!(matches!(server.asked()[..], [StoreRequest::Create { .. }]));
+    server.delete();
+    assert_eq!(server.asked(), [StoreRequest::Delete]);
+    server.disk_works();
+    assert_eq!(server.asked(), []);
+    assert_eq!(server.role(), None);
+}
+
+/// `cargo sim 5518`, 9475 and 25090: a primary that has not heard yet that the epoch has moved on
+/// asks an ex-member to adopt. That has deleted its file and forgotten the epoch, takes the old
+/// one for news, and gives itself up as a member whose file is missing: until the segment's next
+/// change it can be no joiner of it.
+#[test]
+fn an_adopt_of_an_older_epoch_does_not_fault_a_server_that_forgot_the_segment() {
+    let mut server = deleting();
+    server.disk_works();
+    assert_eq!(server.role(), None);
+    let old = active(config(1, &[1, 2, 3]));
+    server.hear_at(old.epoch, PeerBody::Adopt { round: 2, config: old });
+    assert_eq!(server.reports(), []);
+    assert_ne!(server.role(), Some(Role::Faulted));
+}
