@@ -137,6 +137,20 @@ async fn a_barrier_on_any_server_shows_what_was_answered_before() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_leader_that_hangs_once_there_is_another() {
+    let cluster = Cluster::founded(3, |_| {}).await;
+    let hanging = cluster.leader().await;
+    let index = cluster.propose_through(hanging, b"before").await;
+    cluster.hub.hang(hanging);
+    // It is the leader that anybody knows of.
+    let started = Instant::now();
+    let barrier = cluster.log(cluster.other_than(hanging)).read_barrier().await;
+    assert!(barrier.expect("the next leader answers") >= index);
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "an election later, not at the deadline: {took:?}");
+}
+
 /// openraft says "ask the leader" of a command it took and then lost, but a third server may
 /// still hold it: to call that "did not happen" would be a lie.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

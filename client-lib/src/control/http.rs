@@ -16,10 +16,13 @@ use super::document::{
 };
 use crate::error::ConnectError;
 
-/// A machine that is up accepts within a round trip; half a second also covers a busy one.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// A map is answered from memory, behind one round of consensus at most. A server that is stopped
-/// costs this much once: the one that answered is asked first the next time.
+/// A machine that is up accepts within a round trip, however busy its processes are.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// Until an answer begins. A map is answered from memory, behind one round of consensus at most. A
+/// server that is stopped or cut off costs this much once: the one that answered is asked first the
+/// next time.
+const BEGIN_TIMEOUT: Duration = Duration::from_millis(700);
+/// Until all of it is here.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The map of a 64 TiB volume of 1 GiB segments, several times over.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
@@ -70,6 +73,7 @@ impl Http {
             .max_redirects_will_error(false)
             .proxy(None)
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(BEGIN_TIMEOUT))
             .timeout_global(Some(ANSWER_TIMEOUT))
             .user_agent(concat!("petrel-client/", env!("CARGO_PKG_VERSION")))
             .build();

@@ -392,7 +392,7 @@ impl Attachment {
                     ClientAction::Send { server, session, request } => {
                         let request = self.numbered(request);
                         let message = Message::Request(request);
-                        hands.links.send(hands.reactor, server, session, message, hands.now);
+                        hands.links.send(hands.reactor, server, session, message);
                     }
                     ClientAction::Complete { op, result } => {
                         self.on_complete(op, result, hands.completions);

@@ -49,6 +49,8 @@ const STAND_BY: Duration = Duration::from_secs(1);
 /// How long giving the volumes back may take at the end: a change of the map is a few ms, and a
 /// daemon has 5 s to stop in, most of which its requests may need.
 const DETACH_MAX: Duration = Duration::from_secs(1);
+/// How often the map is asked for while a server that is to answer may be gone.
+const ASK_IN_DOUBT: Duration = Duration::from_millis(400);
 
 /// Which cluster to attach to, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,7 @@ struct Volume {
     is_kept: bool,
     /// Whoever had it when we asked last.
     waits_for: Option<String>,
+    asked_at: Duration,
     ask_at: Duration,
     backoff: Duration,
 }
@@ -139,6 +142,7 @@ impl Driver {
             is_asked: false,
             is_kept: false,
             waits_for: None,
+            asked_at: Duration::ZERO,
             ask_at: Duration::ZERO,
             backoff: ASK_AGAIN_MIN,
         });
@@ -213,7 +217,10 @@ impl Driver {
                 self.take_answers(reactor);
                 Some(Event::Woken)
             }
-            Event::Connected { stream } if self.links.owns(stream) => None,
+            Event::Connected { stream } if self.links.owns(stream) => {
+                self.links.connected(stream, boot_time());
+                None
+            }
             Event::Drained { stream } if self.links.owns(stream) => None,
             Event::Received { stream } if self.links.owns(stream) => {
                 self.read_messages(reactor, stream);
@@ -271,7 +278,7 @@ impl Driver {
             }
             for silence in self.links.silent(now) {
                 match silence {
-                    Silence::Probe { server, session } => self.probe(reactor, server, session, now),
+                    Silence::Probe { server, session } => self.probe(reactor, server, session),
                     Silence::Cut { stream } => self.hang_up(reactor, stream),
                 }
             }
@@ -458,9 +465,15 @@ impl Driver {
     }
 
     fn ask_for_maps(&mut self, now: Duration) {
+        let is_in_doubt = self.links.is_in_doubt();
         for index in 0..self.volumes.len() {
-            let volume = &self.volumes[index];
+            let volume = &mut self.volumes[index];
+            if is_in_doubt && volume.attachment.in_flight() > 0 && !volume.is_asked {
+                let rested = now.saturating_sub(volume.asked_at) >= ASK_IN_DOUBT;
+                volume.attachment.wants_map |= rested;
+            }
             if volume.attachment.wants_map && !volume.is_asked && now >= volume.ask_at {
+                volume.asked_at = now;
                 self.ask(index);
             }
         }
@@ -505,7 +518,7 @@ impl Driver {
                     client: self.client,
                     cluster: self.cluster.expect("nobody is dialled before it is known"),
                 };
-                match self.links.welcomed(stream, hello, identity, now) {
+                match self.links.welcomed(stream, hello, identity) {
                     Some((server, session)) => {
                         tracing::debug!(%server, %session, "connected");
                         self.tell_all(reactor, &ClientEvent::LinkUp { server, session });
@@ -514,11 +527,11 @@ impl Driver {
                 }
             }
             (Some((server, session)), Message::Reply(reply)) => {
-                self.links.heard(server, now, true);
+                self.links.heard(server, true);
                 self.on_reply(reactor, server, session, reply);
             }
             (Some((server, session)), Message::Delta(delta)) => {
-                self.links.heard(server, now, false);
+                self.links.heard(server, false);
                 self.on_delta(reactor, (server, session), delta, now);
             }
             (
@@ -593,16 +606,16 @@ impl Driver {
             };
             if let Some((server, session)) = feed.choose(self.links.up(), now) {
                 let subscribe = Message::Subscribe { volume, from };
-                self.links.send(reactor, server, session, subscribe, now);
+                self.links.send(reactor, server, session, subscribe);
             }
         }
     }
 
     /// Asks a silent server for a sign of life: a subscription is answered at once.
-    fn probe(&mut self, reactor: &mut Reactor, server: ServerId, session: Session, now: Duration) {
+    fn probe(&mut self, reactor: &mut Reactor, server: ServerId, session: Session) {
         let known = self.volumes.iter().find_map(|volume| volume.attachment.known());
         if let Some((volume, from)) = known {
-            self.links.send(reactor, server, session, Message::Subscribe { volume, from }, now);
+            self.links.send(reactor, server, session, Message::Subscribe { volume, from });
         }
     }
 }

@@ -168,7 +168,7 @@ fn a_silent_connection_is_cut_and_dialled_again() {
     let server = fake.servers[0].0;
     fake.freeze(server, true);
     let write = volume.write(0, &[2; 4096]);
-    std::thread::sleep(Duration::from_millis(5500));
+    std::thread::sleep(Duration::from_millis(2500));
     fake.freeze(server, false);
     write.wait().expect("the server is back");
     let sessions: Vec<_> = ops(&fake, "write").iter().map(|write| write.session).collect();

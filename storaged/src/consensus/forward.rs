@@ -115,6 +115,18 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         Ok(())
     }
 
+    /// Returns when another leader than this has been known for a moment. One that is there says by
+    /// then what became of a request; one that is stopped would be waited for until the deadline.
+    async fn deposed(&self, leader: ServerId) {
+        let mut metrics = self.inner.raft.metrics();
+        let known = metrics.wait_for(|m| m.current_leader.is_some_and(|other| other != leader));
+        if known.await.is_err() {
+            // The log was shut down, which its own answer tells.
+            std::future::pending::<()>().await;
+        }
+        sleep(Duration::from_millis(self.inner.config.heartbeat_ms)).await;
+    }
+
     async fn ask(
         &self,
         leader: ServerId,
@@ -125,6 +137,15 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             self.inner.transport.introduce(leader, peer);
         }
         let call = self.inner.transport.call(leader, wire::encode(request));
+        let call = async {
+            tokio::select! {
+                biased;
+                answered = call => answered,
+                () = self.deposed(leader) => {
+                    Err(io::Error::other("another leader was elected before it answered"))
+                }
+            }
+        };
         match timeout_at(deadline, call).await {
             Ok(Ok(answer)) => wire::decode(&answer).map_err(Lost::Unknown),
             Ok(Err(error)) => match error.kind() {

@@ -144,6 +144,7 @@ impl Shard {
         else {
             return;
         };
+        self.links.connected(peer, link);
         let hello = self.hello(Role::Server, peer, link.0);
         frames::send(&mut self.reactor, stream, Message::Hello(hello));
     }

@@ -194,6 +194,9 @@ impl Shard {
     }
 
     fn on_tick(&mut self, now: Duration) {
+        for stream in self.links.overdue(now) {
+            self.hang_up(stream);
+        }
         self.dial(now);
         self.drop_strangers(now);
         self.tell(Event::Tick);
@@ -273,11 +276,21 @@ impl Shard {
                 tracing::warn!(%error, "a connection could not be accepted");
             }
             Io::Connected { stream } => self.on_connected(stream),
-            Io::Received { stream } => self.read_messages(stream),
+            Io::Received { stream } => {
+                if let Some(Connection { greeted: Greeted::Link { peer, link }, .. }) =
+                    self.connections.get(&stream)
+                {
+                    self.links.heard(*peer, *link);
+                }
+                self.read_messages(stream);
+            }
             Io::Payload { stream, buffer } => {
                 let Some(connection) = self.connections.get_mut(&stream) else {
                     return;
                 };
+                if let Greeted::Link { peer, link } = connection.greeted {
+                    self.links.heard(peer, link);
+                }
                 let message = connection.reader.filled(&mut self.reactor, stream, buffer);
                 if self.take(stream, message) {
                     self.read_messages(stream);

@@ -55,6 +55,7 @@ pub struct Hub {
 struct HubState {
     servers: HashMap<ServerId, Log>,
     cut: HashSet<ServerId>,
+    hanging: HashSet<ServerId>,
 }
 
 impl Hub {
@@ -65,6 +66,11 @@ impl Hub {
     /// Cuts a server off from all others: nothing it sends or is sent arrives.
     pub fn cut(&self, id: ServerId) {
         self.locked(|hub| hub.cut.insert(id));
+    }
+
+    /// What server `id` asks and is asked is never answered, as if its process were stopped.
+    pub fn hang(&self, id: ServerId) {
+        self.locked(|hub| hub.hanging.insert(id));
     }
 
     pub fn heal(&self, id: ServerId) {
@@ -87,6 +93,9 @@ impl Transport for Wire {
     ) -> impl Future<Output = io::Result<Vec<u8>>> + Send {
         let (from, hub) = (self.from, self.hub.clone());
         async move {
+            if hub.locked(|hub| hub.hanging.contains(&from) || hub.hanging.contains(&to)) {
+                std::future::pending::<()>().await;
+            }
             let target = hub.locked(|hub| {
                 let cut = hub.cut.contains(&from) || hub.cut.contains(&to);
                 (!cut).then(|| hub.servers.get(&to).cloned())

@@ -179,6 +179,39 @@ async fn who_has_no_address_or_does_not_listen_is_certainly_not_reached() {
     transport.remove_peer(9);
 }
 
+#[tokio::test]
+async fn a_connection_that_never_answers_is_left_for_a_new_one() {
+    let transport = TcpTransport::new(Arc::new(|_| [0; PREAMBLE_BYTES]));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it has an address");
+    transport.set_peer(9, address.to_string());
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let accepting = {
+        let accepted = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                accepted.lock().expect("no panic while held").push(stream);
+            }
+        })
+    };
+    let connections = || accepted.lock().expect("no panic while held").len();
+    let heartbeat = || timeout(Duration::from_millis(125), transport.call(9, Vec::new()));
+    let patient = tokio::spawn({
+        let transport = transport.clone();
+        async move { transport.call(9, b"a snapshot's last piece".to_vec()).await }
+    });
+    heartbeat().await.expect_err("nobody answers");
+    heartbeat().await.expect_err("nobody answers");
+    assert_eq!(connections(), 1);
+    for _ in 0..4 {
+        heartbeat().await.expect_err("nobody answers");
+    }
+    assert_eq!(connections(), 2);
+    assert!(!patient.is_finished(), "who has not given up may still be answered");
+    patient.abort();
+    accepting.abort();
+}
+
 /// A dropped call must not leave half a frame or a mixed-up answer behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn abandoned_calls_do_not_disturb_the_connection() {

@@ -21,9 +21,10 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// A peer that acknowledges nothing for this long is gone. Calls have shorter limits of their
-/// own; this one frees the connection.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A kernel that acknowledges nothing for this long cannot be reached by this connection. Left to
+/// itself it would send again ever more rarely, and after a cut be late by as much as that lasted.
+/// The peer's process has no part in this: however slow it is, its kernel acknowledges.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Settings for both ends of a connection.
 ///
@@ -32,7 +33,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new().with_time(SILENCE_MAX / 2).with_interval(SILENCE_MAX / 10);
+    let keepalive = TcpKeepalive::new().with_time(SILENCE_MAX).with_interval(SILENCE_MAX);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
     // bbr, a common default, halves what loopback and a LAN can carry.

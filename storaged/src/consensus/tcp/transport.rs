@@ -1,7 +1,9 @@
 //! The asking end: one connection per peer, dialled when first needed, shared by all calls.
 //!
 //! Invariant: a dropped call leaves the connection whole. Frames are written by a task of the
-//! connection, never by a caller, and an answer nobody waits for any more is thrown away.
+//! connection, never by a caller, and an answer nobody waits for any more is thrown away. A
+//! connection whose calls are given up one after the other gets no new ones; those it has may still
+//! be answered.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::super::{Peer, ServerId, Transport};
 use super::{frame, tune};
@@ -24,8 +26,16 @@ pub const PREAMBLE_BYTES: usize = 64;
 /// Makes the preamble for a connection to a server.
 pub type Preamble = Arc<dyn Fn(ServerId) -> [u8; PREAMBLE_BYTES] + Send + Sync>;
 
-/// A round trip to anywhere near takes milliseconds; a host that is off takes for ever.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A round trip to anywhere near takes milliseconds, and it is kernels that make it; a host that is
+/// off takes for ever. When the first packet is lost, a new attempt is sooner than the kernel's
+/// second.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// A connection is mute once so many calls were given up since it last said something…
+const GIVEN_UP_MAX: u32 = 3;
+
+/// …over so long a time. Heartbeats are given up after an eighth of a second each.
+const MUTE_AFTER: Duration = Duration::from_millis(500);
 
 /// Frames waiting to be written to one peer; beyond that callers wait.
 const QUEUE_FRAMES: usize = 64;
@@ -82,9 +92,10 @@ impl TcpTransport {
         // In a task of its own, for a caller may give up sooner than a slow network dials.
         let dial = tokio::spawn(async move {
             let mut connection = slot.connection.lock().await;
-            if let Some(connection) = connection.as_ref().filter(|open| open.is_open()) {
+            if let Some(connection) = connection.as_ref().filter(|c| c.is_of_use(Instant::now())) {
                 return Ok(Arc::clone(connection));
             }
+            // Closes once nobody has a call on it.
             *connection = None;
             let fresh = Arc::new(Connection::dial(&slot.address, &preamble).await?);
             *connection = Some(Arc::clone(&fresh));
@@ -127,6 +138,35 @@ struct Calls {
     next: u64,
     open: bool,
     calls: HashMap<u64, oneshot::Sender<Vec<u8>>>,
+    silence: Silence,
+}
+
+/// What was asked on a connection since it last said something.
+#[derive(Debug, Default)]
+struct Silence {
+    /// When the first of it was asked.
+    since: Option<Instant>,
+    given_up: u32,
+}
+
+impl Silence {
+    fn asked(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// An answer came, be it one that nobody waits for any more: late is not mute.
+    fn heard(&mut self) {
+        *self = Self::default();
+    }
+
+    fn given_up(&mut self) {
+        self.given_up = self.given_up.saturating_add(1);
+    }
+
+    fn is_mute(&self, now: Instant) -> bool {
+        self.given_up >= GIVEN_UP_MAX
+            && self.since.is_some_and(|since| now.saturating_duration_since(since) >= MUTE_AFTER)
+    }
 }
 
 impl Connection {
@@ -145,8 +185,12 @@ impl Connection {
         writer.write_all(preamble).await.map_err(unconnected)?;
 
         let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
-        let waiting =
-            Arc::new(Waiting(Mutex::new(Calls { next: 0, open: true, calls: HashMap::new() })));
+        let waiting = Arc::new(Waiting(Mutex::new(Calls {
+            next: 0,
+            open: true,
+            calls: HashMap::new(),
+            silence: Silence::default(),
+        })));
         let tasks = [
             tokio::spawn(write_frames(writer, queue, Arc::clone(&waiting))),
             tokio::spawn(read_answers(reader, Arc::clone(&waiting))),
@@ -154,8 +198,9 @@ impl Connection {
         Ok(Self { frames, waiting, tasks })
     }
 
-    fn is_open(&self) -> bool {
-        self.waiting.lock().open
+    fn is_of_use(&self, now: Instant) -> bool {
+        let calls = self.waiting.lock();
+        calls.open && !calls.silence.is_mute(now)
     }
 
     async fn call(&self, request: &[u8]) -> io::Result<Vec<u8>> {
@@ -168,6 +213,7 @@ impl Connection {
             let number = calls.next;
             calls.next += 1;
             calls.calls.insert(number, answer);
+            calls.silence.asked(Instant::now());
             number
         };
         // Takes the call off the list also when this future is dropped.
@@ -194,7 +240,10 @@ struct Listed<'a> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.waiting.lock().calls.remove(&self.number);
+        let mut calls = self.waiting.lock();
+        if calls.calls.remove(&self.number).is_some() {
+            calls.silence.given_up();
+        }
     }
 }
 
@@ -230,7 +279,11 @@ async fn read_answers(reader: OwnedReadHalf, waiting: Arc<Waiting>) {
     loop {
         match frame::read(&mut reader).await {
             Ok(Some((number, message))) => {
-                let call = waiting.lock().calls.remove(&number);
+                let call = {
+                    let mut calls = waiting.lock();
+                    calls.silence.heard();
+                    calls.calls.remove(&number)
+                };
                 if let Some(call) = call {
                     // The caller may have given up this instant.
                     drop(call.send(message));
@@ -244,4 +297,29 @@ async fn read_answers(reader: OwnedReadHalf, waiting: Arc<Waiting>) {
         }
     }
     waiting.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_mute_when_calls_are_given_up_and_nothing_comes() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut silence = Silence::default();
+        for ms in [0, 125, 250] {
+            silence.asked(at(ms));
+            silence.given_up();
+        }
+        assert!(!silence.is_mute(at(499)), "three in a short time may be a hiccup");
+        assert!(silence.is_mute(at(500)));
+        silence.heard();
+        silence.asked(at(510));
+        silence.given_up();
+        silence.given_up();
+        assert!(!silence.is_mute(at(5000)), "two in a long time are no row");
+        silence.given_up();
+        assert!(silence.is_mute(at(5000)));
+    }
 }
