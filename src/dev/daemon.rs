@@ -90,6 +90,9 @@ pub struct Daemon {
     restart_at: Option<Instant>,
 }
 
+/// The flag by which a bridge takes volumes from whoever has them.
+pub const TAKE_OVER: &str = "--take-over";
+
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -170,6 +173,11 @@ impl Daemon {
         let status = running.child.try_wait().unwrap_or_default()?;
         self.running = None;
         Some(status)
+    }
+
+    /// From its next start on it waits for volumes that others have.
+    pub fn stop_taking_over(&mut self) {
+        self.arguments.retain(|argument| argument != TAKE_OVER);
     }
 
     pub fn schedule_restart(&mut self) {

@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{DevArgs, HttpListen, NbdListen};
 use super::check_listeners;
-use super::daemon::{Daemon, Programs, Role, describe_end, remove_dead_socket};
+use super::daemon::{Daemon, Programs, Role, TAKE_OVER, describe_end, remove_dead_socket};
 use super::error::DevError;
 use super::form::{self, Startup};
 use super::lock::Lock;
@@ -334,7 +334,7 @@ fn bridge(
     arguments.extend(["--listen".into(), listen, "--exit-on-stdin-close".into()]);
     // The cluster is ours, and so is whichever bridge had a volume before: one that was killed must
     // not be waited for.
-    arguments.push("--take-over".into());
+    arguments.push(TAKE_OVER.into());
     if !nbd.is_local() && args.insecure {
         arguments.push("--insecure".into());
     }
@@ -357,11 +357,18 @@ fn leave_the_terminal(dir: &Path) -> Result<(), DevError> {
 }
 
 /// Keeps the children alive until we are told to stop.
+/// The code a bridge ends with when others have taken all its volumes over.
+const FENCED: i32 = 3;
+
 fn tend(daemons: &mut [Daemon], args: &DevArgs, output: Output, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         for daemon in daemons.iter_mut() {
             if let Some(status) = daemon.reap() {
                 let end = describe_end(status);
+                if daemon.role == Role::Bridge && status.code() == Some(FENCED) {
+                    // Somebody took the volumes on purpose: they are not taken back.
+                    daemon.stop_taking_over();
+                }
                 if args.no_restart {
                     output.note(&format!("{} ended ({end}) and stays down", daemon.name()));
                 } else {

@@ -14,6 +14,18 @@ for role in backup primary; do
     wait_until 120 "every segment is whole again" all_healthy
 done
 
+# sum FIELD: over the migrations that are done.
+sum() { query "sum(m['$1'] for m in d['migrations'] if m['state'] == 'done')" migration list; }
+
+echo "--- kill -9 of server 1 with nobody writing: what it has is found there, and not sent again"
+copied=$(sum bytes_copied) reused=$(sum bytes_reused)
+kill -9 "$(pid_of 1)"
+sleep 3
+wait_until 120 "every segment is whole again" all_healthy
+copied=$(($(sum bytes_copied) - copied)) reused=$(($(sum bytes_reused) - reused))
+echo "    sent $copied bytes, found $reused"
+[ "$reused" -gt 0 ] && [ "$copied" -eq 0 ] || { echo "FAIL: a returning replica was sent what it has"; exit 1; }
+
 echo "--- kill -9 of everything"
 head -c 67108864 /dev/urandom >"$WORK/random"
 nbdcopy --flush "$WORK/random" "$URI"

@@ -536,7 +536,7 @@ impl<P: Payload> Replica<P> {
     ) {
         let now = cx.now;
         let limit = cx.settings.chunk_attempts_max;
-        let copy_bytes = u64::from(self.geometry.chunk_blocks) * BLOCK_BYTES;
+        let Geometry { segment_blocks, chunk_blocks, .. } = self.geometry;
         let Some(copy) = self.copying_with(peer, session) else {
             return;
         };
@@ -569,7 +569,9 @@ impl<P: Payload> Replica<P> {
             Some(Place::Verify { chunk, reused: true, .. }) => {
                 // What its table says is not on its disk: it is sent after all.
                 copy.old[index(chunk)] = None;
-                copy.progress.bytes_reused -= copy_bytes;
+                let first = chunk * chunk_blocks;
+                let range = BlockRange::new(first, chunk_blocks.min(segment_blocks - first));
+                copy.progress.bytes_reused -= range.bytes();
                 copy.chunks[index(chunk)] = Chunk::Todo;
                 self.copy_more(cx);
             }

@@ -89,7 +89,7 @@ impl<P: Payload> Replica<P> {
         let is_newer = config.epoch > self.config.epoch;
         if is_newer {
             self.proposed.clear();
-            self.rescue = None;
+            self.rescue = self.rescue.take().and_then(|command| still_due(command, config));
         }
         self.config = config.clone();
         // Within an epoch a Promote of us may still win (M8); a newer one that has us neither as
@@ -119,4 +119,24 @@ impl<P: Payload> Replica<P> {
             self.remove_file(cx);
         }
     }
+}
+
+/// The Promote at a newer epoch, if that still has the same joiner beside a lone primary: the failed
+/// disk has taken nothing since, so the joiner still has everything.
+fn still_due(command: Command, config: &SegmentConfig) -> Option<Command> {
+    let Command::Promote { segment, migration, digest, seq, progress, at_unix_ms, .. } = command
+    else {
+        return None;
+    };
+    let same = config.joining.is_some_and(|j| j.migration == migration);
+    let expect = config.epoch;
+    (same && config.members.len() == 1).then_some(Command::Promote {
+        segment,
+        expect,
+        migration,
+        digest,
+        seq,
+        progress,
+        at_unix_ms,
+    })
 }

@@ -200,6 +200,13 @@ impl<P: Payload> Replica<P> {
             reply(cx, self.segment, asker, ReplyBody::Done);
             return;
         }
+        if matches!(body, RequestBody::Fence) && epoch == self.epoch() && self.is_lost(cx.me) {
+            // Nobody serves here any more, and whoever does in a later epoch has the token from
+            // its config: the rest of the volume can be opened without these blocks.
+            self.fenced = self.fenced.max(writer);
+            reply(cx, self.segment, asker, ReplyBody::Done);
+            return;
+        }
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),

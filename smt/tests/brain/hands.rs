@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 
 use smt::map::{Command, Joining, Member, SegmentConfig};
-use smt::message::{BlockCheck, ClientRequest, PeerBody, PeerMessage, RequestBody, ServerMessage};
+use smt::message::{
+    BlockCheck, ClientRequest, PeerBody, PeerMessage, ReplyBody, RequestBody, ServerMessage,
+};
 use smt::server::{Action, Event, Report, Server};
 use smt::store::{StoreRequest, StoreResult};
 use smt::*;
@@ -19,6 +21,13 @@ const GEOMETRY: Geometry = Geometry { segment_blocks: 8, chunk_blocks: 4, region
 /// Blocks as the numbers they hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks(Vec<u64>);
+
+impl Blocks {
+    /// One block.
+    pub fn of(value: u64) -> Blocks {
+        Blocks(vec![value])
+    }
+}
 
 fn at(n: u32) -> usize {
     usize::try_from(n).expect("a u32 fits")
@@ -88,6 +97,7 @@ pub struct Hands {
     said: Vec<PeerBody<Blocks>>,
     proposed: Vec<Command>,
     reports: Vec<Report>,
+    replies: Vec<ReplyBody<Blocks>>,
 }
 
 impl Hands {
@@ -112,6 +122,7 @@ impl Hands {
             said: Vec::new(),
             proposed: Vec::new(),
             reports: Vec::new(),
+            replies: Vec::new(),
         }
     }
 
@@ -131,7 +142,8 @@ impl Hands {
                 }
                 Action::Propose(command) => self.proposed.push(command),
                 Action::Report(report) => self.reports.push(report),
-                Action::ResetLink { .. } | Action::Reply { .. } => {}
+                Action::Reply { reply, .. } => self.replies.push(reply.body),
+                Action::ResetLink { .. } => {}
             }
         }
     }
@@ -180,15 +192,20 @@ impl Hands {
         let range = BlockRange::new(block, 1);
         let data = Blocks(vec![op]);
         let sums = smt::payload::sums_of(&data, SEGMENT, block);
-        let request = ClientRequest {
-            op: OpId(op),
-            segment: SEGMENT,
-            epoch: self.epoch,
-            writer: 0,
-            body: RequestBody::Write { range, data, sums },
-        };
+        self.ask(op, 0, RequestBody::Write { range, data, sums });
+    }
+
+    /// A client asks, under a writer token, at the epoch the map has told of last.
+    pub fn ask(&mut self, op: u64, writer: u64, body: RequestBody<Blocks>) {
+        let (op, epoch) = (OpId(op), self.epoch);
+        let request = ClientRequest { op, segment: SEGMENT, epoch, writer, body };
         let (client, session) = (ClientId(1), Session(1));
         self.tell(Event::ClientRequest { client, session, request });
+    }
+
+    /// What clients were answered since this was called last.
+    pub fn replies(&mut self) -> Vec<ReplyBody<Blocks>> {
+        std::mem::take(&mut self.replies)
     }
 
     /// 50 ms pass.

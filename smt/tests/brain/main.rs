@@ -3,6 +3,7 @@
 //! The simulator tells it thousands under seeds; a story here is one that a seed told once and may
 //! not tell again when the random stream shifts, or that its shortened times keep it from telling.
 
+mod fence;
 mod hands;
 mod joiner;
 mod migration;

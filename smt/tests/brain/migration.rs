@@ -160,6 +160,11 @@ fn a_lone_primary_whose_disk_fails_has_its_whole_joiner_promoted() {
     let commands = primary.proposed();
     assert!(promotes(&commands) >= 2, "asked for until the map says: {commands:?}");
     assert!(!commands.iter().any(|c| matches!(c, Command::AbortMigration { .. })), "{commands:?}");
+    // A newer epoch that still has the joiner changes nothing of that.
+    primary.learn(with_joiner(of_one(2), 2));
+    let commands = primary.proposed();
+    let at_it = |c: &Command| matches!(c, Command::Promote { expect: Epoch(2), .. });
+    assert!(commands.iter().any(at_it), "{commands:?}");
 }
 
 #[test]
