@@ -47,6 +47,7 @@ pub(super) struct RawServer {
 /// `POST /v1/volumes/{volume}/attach`, of which only this is of use here.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct RawAttached {
+    pub id: VolumeId,
     pub writer: u64,
     pub version: MapVersion,
 }

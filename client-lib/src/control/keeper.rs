@@ -58,10 +58,10 @@ impl Keeper {
             "force": is_forced,
         });
         let result = match http.post::<RawAttached>(&name, "attach", &body) {
-            Posted::Done(RawAttached { writer, version }) => {
+            Posted::Done(RawAttached { id, writer, version }) => {
                 let due = Instant::now() + KEEP_ALIVE_EVERY;
                 self.held.insert(attachment, Held { name, writer, due });
-                Ok(Attached { writer, version })
+                Ok(Attached { volume: id, writer, version })
             }
             Posted::NotFound => Err(ControlError::UnknownVolume { name }),
             Posted::Refused(problem) => Err(match problem.holders() {

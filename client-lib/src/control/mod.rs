@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use reactor::Waker;
-use smt::ids::MapVersion;
+use smt::ids::{MapVersion, VolumeId};
 
 pub use document::VolumeSummary;
 pub(crate) use document::{MapDocument, ServerAddress};
@@ -61,6 +61,8 @@ pub(crate) struct AttachWish {
 /// An attachment, as the map gave it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attached {
+    /// A volume of the same name made later is another one, whose tokens start anew.
+    pub volume: VolumeId,
     pub writer: u64,
     /// No map from before this will do to fence with (A1).
     pub version: MapVersion,

@@ -205,9 +205,9 @@ impl Attachment {
         completions: &mut VecDeque<Completion>,
     ) {
         let read_only = self.options.mode == OpenMode::ReadOnly;
-        let Attached { writer, version: attached_at } =
-            self.attached.unwrap_or(Attached { writer: 0, version: MapVersion(0) });
         let MapDocument { volume, size_bytes, version, .. } = document;
+        let Attached { volume: attached_to, writer, version: attached_at } =
+            self.attached.unwrap_or(Attached { volume, writer: 0, version: MapVersion(0) });
         match &mut self.phase {
             Phase::Closed(_) => {}
             Phase::Open(brain) | Phase::Fencing { brain, .. } if self.volume != volume => {
@@ -223,6 +223,11 @@ impl Attachment {
             }
             Phase::Opening { waiting: _, last } if version < attached_at => {
                 *last = Some("no server's map has the attachment yet".to_owned());
+            }
+            Phase::Opening { waiting: _, last } if volume != attached_to => {
+                // The one we attached was deleted, and this is another by its name.
+                *last = Some("it was deleted and made anew".to_owned());
+                self.attached = None;
             }
             Phase::Opening { waiting, last } => {
                 let brain = config_of(document, writer, read_only).and_then(|config| {
@@ -266,7 +271,8 @@ impl Attachment {
         }
     }
 
-    /// The fence has ended. If it failed, the brain is dead, and that is seen to elsewhere.
+    /// The fence has ended. It fails only with the brain, which is seen to elsewhere: a server
+    /// acknowledges it, has it come again, or knows a newer token.
     pub(super) fn on_fence(
         &mut self,
         result: &OpResult<Data>,

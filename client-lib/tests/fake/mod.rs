@@ -85,6 +85,8 @@ struct State {
     fences: HashMap<SegmentId, u64>,
     /// Whether fences are told to come again.
     holds_fences: bool,
+    /// Whether the next volume that is attached is deleted at once, and made anew.
+    recreates: bool,
     keep_alives: u64,
     connections: Vec<(ServerId, Arc<Mutex<TcpStream>>)>,
     /// Who wants to hear of which volume from which server, and what it heard last.
@@ -208,6 +210,15 @@ impl Fake {
         let state = self.state();
         let FakeVolume { segments, writer, .. } = &state.volumes[name];
         segments.iter().filter(|c| state.fences.get(&c.segment) == Some(writer)).count()
+    }
+
+    /// The next volume that is attached is deleted at once, and another one has its name.
+    pub fn recreate_once_attached(&self) {
+        self.state().recreates = true;
+    }
+
+    pub fn id(&self, name: &str) -> VolumeId {
+        self.state().volumes[name].id
     }
 
     /// From now on fences are told to come again.
@@ -607,8 +618,18 @@ fn change(state: &mut State, route: &str, asked: &serde_json::Value) -> (u16, se
         "keep-alive" => return refused(&volume.holder),
         other => panic!("a client asks for no {other}"),
     }
-    let writer = state.volumes[name].writer;
-    (200, serde_json::json!({ "writer": writer, "version": state.version }))
+    let FakeVolume { id, writer, .. } = state.volumes[name];
+    let answer = serde_json::json!({ "id": id.0, "writer": writer, "version": state.version });
+    if verb == "attach" && std::mem::take(&mut state.recreates) {
+        state.version = state.version.next();
+        let id = VolumeId(state.version.0);
+        let volume = state.volumes.get_mut(name).expect("it was attached");
+        (volume.id, volume.writer, volume.holder) = (id, 0, None);
+        for (config, index) in volume.segments.iter_mut().zip(0..) {
+            (config.volume, config.segment) = (id, SegmentId(id.0 * 1000 + index));
+        }
+    }
+    (200, answer)
 }
 
 fn document(

@@ -137,3 +137,25 @@ fn sharers_and_readers_say_so() {
     let _sharer = Volume::open_with(&cluster(&fake), "vol0", shared).wait().expect("it is free");
     assert_eq!(fake.holder("vol0").map(|holder| holder.mode), Some("shared".to_owned()));
 }
+
+/// Its token would be good in the new volume, where the next client gets the same one.
+#[test]
+fn a_volume_that_was_made_anew_after_it_was_attached_is_attached_anew() {
+    let fake = fake();
+    let old = fake.id("vol0");
+    fake.recreate_once_attached();
+    let volume = Volume::open_with(&cluster(&fake), "vol0", named("a")).wait().expect("it is free");
+    assert_ne!(fake.id("vol0"), old);
+    assert_eq!(fake.holder("vol0").expect("the new one is attached").owner, "a");
+    volume.write(0, &[1; 4096]).wait().expect("it is ours");
+}
+
+#[test]
+fn of_two_clients_one_of_which_attached_the_volume_before_it_was_made_anew_one_opens_it() {
+    let fake = fake();
+    fake.recreate_once_attached();
+    let first = Volume::open_with(&cluster(&fake), "vol0", named("a")).wait();
+    let hasty = OpenOptions { wait: false, ..named("b") };
+    let second = Volume::open_with(&cluster(&fake), "vol0", hasty).wait();
+    assert!(first.is_ok() && second.is_err(), "{second:?}");
+}

@@ -29,6 +29,13 @@ impl Attachment {
 }
 
 impl Map {
+    fn volume_mut(&mut self, name: &str) -> Result<&mut Volume, Refused> {
+        self.names
+            .get(name)
+            .and_then(|id| self.volumes.get_mut(id))
+            .ok_or_else(|| not_found(format!("volume {name}")))
+    }
+
     pub(super) fn attach(
         &mut self,
         name: &str,
@@ -36,11 +43,7 @@ impl Map {
         mode: AttachMode,
         force: bool,
     ) -> Result<Reply, Refused> {
-        let volume = self
-            .names
-            .get(name)
-            .and_then(|id| self.volumes.get_mut(id))
-            .ok_or_else(|| not_found(format!("volume {name}")))?;
+        let volume = self.volume_mut(name)?;
         if attached.owner.len() > OWNER_BYTES_MAX {
             return Err(refused(format!(
                 "an owner's name has at most {OWNER_BYTES_MAX} bytes, not {}",
@@ -76,11 +79,7 @@ impl Map {
         client: ClientId,
         writer: u64,
     ) -> Result<Reply, Refused> {
-        let volume = self
-            .names
-            .get(name)
-            .and_then(|id| self.volumes.get_mut(id))
-            .ok_or_else(|| not_found(format!("volume {name}")))?;
+        let volume = self.volume_mut(name)?;
         if volume.writer == writer
             && let Some(held) = &mut volume.attachment
         {

@@ -254,12 +254,11 @@ impl<P: Payload> Server<P> {
                 {
                     return;
                 }
-                let left = self.left.get(&segment).copied().unwrap_or_default();
                 if let PeerBody::Adopt { config, .. } | PeerBody::JoinBegin { config, .. } =
                     &message.body
                     && !self.replicas.contains_key(&segment)
                     && !self.deleted.contains(&segment)
-                    && config.epoch >= left
+                    && self.left.get(&segment).is_none_or(|left| config.epoch >= *left)
                 {
                     self.left.remove(&segment);
                     self.replicas.insert(segment, Replica::first_heard(segment, config));
