@@ -65,6 +65,21 @@ pub enum Event<P> {
         changed: Vec<SegmentConfig>,
         deleted: Vec<SegmentId>,
     },
+    /// Somebody outside saw blocks that do not match the table, perhaps only because a write was
+    /// under way. They are read through the store, under its locks: what is fine is let be, what
+    /// is bad is repaired (R3). A hint: it may be dropped, and nothing answers it but reports.
+    Suspect {
+        segment: SegmentId,
+        range: BlockRange,
+    },
+    /// Compare what the tables of all in-sync members say of `range`, and repair differences by
+    /// majority. At most a message of blocks ([`crate::wire::BLOCKS_MAX`]), within the segment.
+    /// Answered by exactly one [`Action::Compared`] under `io`, which is the asker's own number.
+    Compare {
+        segment: SegmentId,
+        range: BlockRange,
+        io: IoId,
+    },
 }
 
 /// Something to do. In the order given; sends of one link keep their order.
@@ -103,6 +118,31 @@ pub enum Action<P> {
     Propose(Command),
     /// For the log, the counters and the failure score.
     Report(Report),
+    /// The end of [`Event::Compare`], within a few seconds of it.
+    Compared {
+        io: IoId,
+        segment: SegmentId,
+        outcome: Comparison,
+    },
+}
+
+/// What a comparison of in-sync members came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    Equal,
+    /// These blocks differed, and are equal again.
+    Repaired {
+        blocks: Vec<u32>,
+    },
+    /// These still differ, or are bad: no copy of what they should hold could be read.
+    Unresolved {
+        blocks: Vec<u32>,
+    },
+    /// Another server leads the segment, or nobody does.
+    NotPrimary,
+    /// It could not be done now: a member is away, the epoch changed, the segment is being handed
+    /// over, or too much else is going on. To be asked again.
+    Busy,
 }
 
 /// Something worth telling.
@@ -115,6 +155,13 @@ pub enum Report {
     },
     /// Blocks whose data did not match their checksum, and whether good ones replaced them.
     Mismatch {
+        segment: SegmentId,
+        blocks: Vec<u32>,
+        repaired: bool,
+    },
+    /// Blocks that members hold differently though each copy may verify, and whether they are
+    /// equal again.
+    Diverged {
         segment: SegmentId,
         blocks: Vec<u32>,
         repaired: bool,

@@ -9,7 +9,7 @@ mod events;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use events::{Action, Event, FoundReplica, Report};
+pub use events::{Action, Comparison, Event, FoundReplica, Report};
 
 use crate::config::{Mutant, Settings};
 use crate::ids::*;
@@ -164,6 +164,11 @@ impl<P: Payload> Server<P> {
                 }
                 // A primary that has just begun, or gone on with others, reads only with leases.
                 self.ask_leases(now, None, actions);
+            }
+            Event::Suspect { .. } => {}
+            Event::Compare { segment, range: _, io } => {
+                let outcome = Comparison::NotPrimary;
+                actions.push(Action::Compared { io, segment, outcome });
             }
         }
     }

@@ -10,7 +10,7 @@ use smt::map::{Command, Joining, Member, SegmentConfig};
 use smt::message::{
     BlockCheck, ClientRequest, PeerBody, PeerMessage, ReplyBody, RequestBody, ServerMessage,
 };
-use smt::server::{Action, Event, Report, Server};
+use smt::server::{Action, Comparison, Event, Report, Server};
 use smt::store::{StoreRequest, StoreResult};
 use smt::*;
 
@@ -98,6 +98,7 @@ pub struct Hands {
     proposed: Vec<Command>,
     reports: Vec<Report>,
     replies: Vec<ReplyBody<Blocks>>,
+    compared: Vec<Comparison>,
 }
 
 impl Hands {
@@ -123,6 +124,7 @@ impl Hands {
             proposed: Vec::new(),
             reports: Vec::new(),
             replies: Vec::new(),
+            compared: Vec::new(),
         }
     }
 
@@ -143,6 +145,7 @@ impl Hands {
                 Action::Propose(command) => self.proposed.push(command),
                 Action::Report(report) => self.reports.push(report),
                 Action::Reply { reply, .. } => self.replies.push(reply.body),
+                Action::Compared { outcome, .. } => self.compared.push(outcome),
                 Action::ResetLink { .. } => {}
             }
         }
@@ -206,6 +209,11 @@ impl Hands {
     /// What clients were answered since this was called last.
     pub fn replies(&mut self) -> Vec<ReplyBody<Blocks>> {
         std::mem::take(&mut self.replies)
+    }
+
+    /// How comparisons ended since this was called last.
+    pub fn compared(&mut self) -> Vec<Comparison> {
+        std::mem::take(&mut self.compared)
     }
 
     /// 50 ms pass.

@@ -353,7 +353,9 @@ async fn note_reports(control: Control, mut reports: UnboundedReceiver<Report>) 
             Report::ReplicaFaulted { .. }
             | Report::ReplicaMissing { .. }
             | Report::Unverified { .. } => tracing::error!(?report),
-            Report::Mismatch { .. } | Report::SlowPeer { .. } => tracing::warn!(?report),
+            Report::Mismatch { .. } | Report::Diverged { .. } | Report::SlowPeer { .. } => {
+                tracing::warn!(?report);
+            }
             Report::Activated { .. } => tracing::info!(?report),
         }
     }

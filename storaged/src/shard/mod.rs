@@ -263,6 +263,8 @@ impl Shard {
             // The receivers live as long as the process; at its end nobody needs to know.
             Action::Propose(command) => drop(self.outlets.proposals.send(command)),
             Action::Report(report) => drop(self.outlets.reports.send(report)),
+            // Nobody asks for comparisons yet.
+            Action::Compared { .. } => {}
         }
     }
 

@@ -22,6 +22,7 @@ pub struct ReportCounters {
     mismatched_blocks: Counter,
     repaired_blocks: Counter,
     unverified_blocks: Counter,
+    diverged_blocks: Counter,
     activations: Counter,
     slow_peers: Counter,
 }
@@ -37,6 +38,9 @@ impl ReportCounters {
                 let counter =
                     if *repaired { &self.repaired_blocks } else { &self.mismatched_blocks };
                 counter.inc_by(blocks);
+            }
+            Report::Diverged { blocks, .. } => {
+                self.diverged_blocks.inc_by(u64::try_from(blocks.len()).unwrap_or(u64::MAX));
             }
             Report::Unverified { .. } => {
                 self.unverified_blocks.inc();
@@ -58,6 +62,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         mismatched_blocks,
         repaired_blocks,
         unverified_blocks,
+        diverged_blocks,
         activations,
         slow_peers,
     } = control.inner.reports.clone();
@@ -66,6 +71,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         ("blocks_mismatched", "Blocks without a good copy", mismatched_blocks),
         ("blocks_repaired", "Blocks replaced by a good copy", repaired_blocks),
         ("blocks_unverified", "Blocks taken though no copy verified", unverified_blocks),
+        ("blocks_diverged", "Blocks that in-sync members held differently", diverged_blocks),
         ("activations", "Segments this server became primary of", activations),
         ("slow_peers", "Members evicted for silence", slow_peers),
     ];

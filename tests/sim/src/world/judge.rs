@@ -59,6 +59,11 @@ impl World {
                     format!("s{} mismatch in {blocks:?}, repaired: {repaired}", host + 1)
                 });
             }
+            Report::Diverged { segment, blocks, repaired } => {
+                self.say(Some(*segment), || {
+                    format!("s{} divergence in {blocks:?}, repaired: {repaired}", host + 1)
+                });
+            }
             Report::Unverified { segment, block } => {
                 self.say(Some(*segment), || format!("s{} block {block} unverified", host + 1));
             }

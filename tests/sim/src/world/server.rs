@@ -268,6 +268,9 @@ impl World {
             }
             Action::Propose(command) => self.propose(Some(host), command),
             Action::Report(report) => self.hear(host, &report),
+            Action::Compared { segment, outcome, .. } => {
+                self.say(Some(segment), || format!("s{} compared: {outcome:?}", host + 1));
+            }
         }
     }
 
@@ -491,7 +494,9 @@ fn about(event: &Event<Blocks>) -> Option<SegmentId> {
         Event::Request { message: ServerMessage::Segment(m), .. }
         | Event::Answer { message: ServerMessage::Segment(m), .. } => Some(m.segment),
         Event::ClientRequest { request, .. } => Some(request.segment),
-        Event::StoreDone { segment, .. } => Some(*segment),
+        Event::StoreDone { segment, .. }
+        | Event::Suspect { segment, .. }
+        | Event::Compare { segment, .. } => Some(*segment),
         Event::Request { .. }
         | Event::Answer { .. }
         | Event::Tick
