@@ -145,6 +145,16 @@ pub enum Mutant {
     R2NoLease,
     /// R1: reads do not wait for overlapping uncommitted writes.
     R1ReadUncommitted,
+    /// R3: what is read is given out, and copied, without being checked.
+    R3ServeUnverified,
+    /// R3: a bad block is replaced by whatever another member holds, checked or not.
+    R3FromUnverified,
+    /// R3: a member's rotten blocks are written over outside of the stream.
+    R3RepairUnordered,
+    /// R3: members are compared while writes are in flight.
+    R3CompareInFlight,
+    /// R3: where members differ, the primary's copy is taken, whatever the others hold.
+    R3OwnCopyWins,
     /// L4: a restarted server forgets that it may have promised.
     L4ForgetPromise,
     /// M2: an old copy is taken for equal, unseen.

@@ -178,6 +178,22 @@ pub enum PeerBody<P> {
         session: CopySession,
     },
 
+    // Rot, found by those who look for it (R3).
+    /// From a member to its primary, unasked, as an answer is: these blocks of mine do not match
+    /// their checksums.
+    Rotten {
+        ranges: Vec<BlockRange>,
+    },
+    /// What does your table say of these blocks?
+    SumsOf {
+        id: u64,
+        range: BlockRange,
+    },
+    Summed {
+        id: u64,
+        sums: Vec<u64>,
+    },
+
     // Answers to any request.
     /// The sender is behind: here is the config this server has adopted (E2).
     Stale {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use super::suspicion::Rotten;
 use super::*;
 
 /// The order of records from one primary over one connection.
@@ -35,15 +36,16 @@ pub(super) struct Backup {
     round: u64,
     /// Since when the primary of this epoch had reason to speak.
     pub since: Tick,
+    pub rotten: Rotten,
 }
 
 impl Backup {
     pub fn new(since: Tick) -> Backup {
-        Backup { stream: None, adopt: None, round: 0, since }
+        Backup { stream: None, adopt: None, round: 0, since, rotten: Rotten::new() }
     }
 
     pub fn with_stream(stream: Stream, since: Tick) -> Backup {
-        Backup { stream: Some(stream), adopt: None, round: 0, since }
+        Backup { stream: Some(stream), ..Self::new(since) }
     }
 }
 
@@ -53,6 +55,7 @@ impl<P: Payload> Replica<P> {
             return;
         };
         backup.stream = None;
+        backup.rotten.clear();
         backup.adopt = Some((caller, round));
         backup.round = round;
         self.answer_adopt(cx);
@@ -125,8 +128,7 @@ impl<P: Payload> Replica<P> {
         let content = match result {
             StoreResult::Data { data, sums } => Some((data, sums)),
             StoreResult::BadBlocks { blocks } => {
-                let report = Report::Mismatch { segment: self.segment, blocks, repaired: false };
-                cx.report(report);
+                self.found_rot(cx, blocks);
                 None
             }
             StoreResult::Done
@@ -220,7 +222,7 @@ impl<P: Payload> Replica<P> {
         self.tail.insert(seq, range);
         self.commit = self.commit.max(commit);
         self.tail = self.tail.split_off(&self.commit.next());
-        self.store_change(cx, range, change, Pending::BackupRecord { stream: id, seq });
+        self.store_change(cx, range, change, Pending::BackupRecord { stream: id, seq, range });
     }
 
     /// Mutant E2 only: a record of any epoch is taken.
@@ -237,7 +239,8 @@ impl<P: Payload> Replica<P> {
             return;
         }
         self.unique += 1;
-        let pending = Pending::BackupRecord { stream: 0, seq: record.seq };
+        let range = record.range;
+        let pending = Pending::BackupRecord { stream: 0, seq: record.seq, range };
         self.store_change(cx, record.range, record.change, pending);
         let Caller { peer, incarnation, link } = caller;
         let body = PeerBody::ReplicateAck { seq: record.seq };

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::reading::After;
+use super::reading::{After, first_run};
 use super::*;
 use crate::map::CopyProgress;
 use crate::payload::ZERO_SUM;
@@ -332,15 +332,13 @@ impl<P: Payload> Replica<P> {
             StoreResult::Data { data, sums } => (data, sums),
             StoreResult::BadBlocks { blocks } => {
                 // R3 first; the chunk is read again afterwards.
-                let run = blocks.iter().copied().zip(blocks.first().copied().unwrap_or(0)..);
-                let count = run.take_while(|(b, want)| b == want).count();
-                let first = blocks.first().copied().unwrap_or(range.first);
-                let count = u32::try_from(count).unwrap_or(1).max(1);
-                let bad = BlockRange::new(first, count);
+                let Some(bad) = first_run(&blocks) else {
+                    return;
+                };
                 let Phase::Primary(primary) = &self.phase else {
                     return;
                 };
-                if primary.is_busy(bad) {
+                if primary.is_busy(bad) || primary.is_mending(bad) {
                     self.chunk_again(cx, session, chunk);
                 } else {
                     self.start_repair(cx, bad, After::Chunk(session, chunk));

@@ -48,6 +48,7 @@ impl<P: Payload> Replica<P> {
             PeerBody::Fix { id, range, change } => self.on_fix(cx, caller, id, range, change),
             PeerBody::Start { round, next_seq } => self.on_start(cx, caller, round, next_seq),
             PeerBody::Replicate { commit, record } => self.on_record(cx, caller, commit, record),
+            PeerBody::SumsOf { id, range } => self.on_sums_of(cx, caller, id, range),
             PeerBody::LeaseRelease { commit, sealed_ns } => {
                 self.on_release(cx, commit, sealed_ns);
             }
@@ -80,6 +81,8 @@ impl<P: Payload> Replica<P> {
             | PeerBody::PlaceAck { .. }
             | PeerBody::VerifyAck { .. }
             | PeerBody::SyncStartAck { .. }
+            | PeerBody::Rotten { .. }
+            | PeerBody::Summed { .. }
             | PeerBody::Stale { .. }
             | PeerBody::Faulted
             | PeerBody::JoinRefused { .. } => {}
@@ -106,6 +109,8 @@ impl<P: Payload> Replica<P> {
             PeerBody::FixAck { id, ok } => self.on_fix_ack(cx, peer, id, ok),
             PeerBody::StartAck { round } => self.on_start_ack(cx, peer, round),
             PeerBody::ReplicateAck { seq } => self.on_record_ack(cx, peer, seq),
+            PeerBody::Rotten { ranges } => self.on_rotten(cx, peer, ranges),
+            PeerBody::Summed { id, sums } => self.on_summed(cx, peer, id, sums),
             PeerBody::JoinAck { session, digests } => {
                 self.on_join_ack(cx, peer, session, digests);
             }
@@ -126,6 +131,7 @@ impl<P: Payload> Replica<P> {
             | PeerBody::Fix { .. }
             | PeerBody::Start { .. }
             | PeerBody::Replicate { .. }
+            | PeerBody::SumsOf { .. }
             | PeerBody::LeaseRelease { .. }
             | PeerBody::JoinBegin { .. }
             | PeerBody::Copy { .. }
@@ -165,9 +171,33 @@ impl<P: Payload> Replica<P> {
             }
             Pending::Delete => self.on_deleted(cx),
             Pending::OwnRecord(seq) => self.on_own_record(cx, seq),
-            Pending::BackupRecord { stream, seq } => self.on_backup_record(cx, stream, seq),
+            Pending::BackupRecord { stream, seq, range } => {
+                self.on_backup_record(cx, stream, seq);
+                self.written_over(cx, range);
+            }
             Pending::ClientRead(id) => self.on_client_read(cx, id, result),
+            Pending::RepairSums(id) => {
+                if let StoreResult::Sums { sums } = result {
+                    self.on_repair_sums(cx, id, sums);
+                }
+            }
             Pending::Repair(id) => self.on_repaired(cx, id),
+            Pending::MendSums(id) => {
+                if let StoreResult::Sums { sums } = result {
+                    let me = cx.me;
+                    self.on_summed(cx, me, id, sums);
+                }
+            }
+            Pending::MendRead(id) => self.on_mend_read(cx, id, result),
+            Pending::MendUnordered(peer, range) => {
+                self.on_mend_unordered(cx, peer, range, result);
+            }
+            Pending::Suspicion(suspicion) => self.on_suspects_checked(cx, suspicion, result),
+            Pending::SumsOf { caller, id } => {
+                if let StoreResult::Sums { sums } = result {
+                    self.respond(cx, caller, PeerBody::Summed { id, sums });
+                }
+            }
             Pending::ChunkRead { session, chunk } => {
                 self.on_chunk_read(cx, session, chunk, result);
             }

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a replica does something for an epoch only once that epoch's config is durable on
 //! its disk (E1), acts for no epoch but the one it adopted last (E2), and only in the life the
-//! config names (F4, F6). Split by phase: `activation`, `primary`, `reading`, `copying` at the
-//! primary; `backup` and `joiner` on the other side.
+//! config names (F4, F6). Split by phase: `activation`, `primary`, `reading`, `mending`, `copying`
+//! at the primary; `backup` and `joiner` on the other side; `suspicion` wherever there is rot.
 //!
 //! Does no I/O and reads no clock; `storaged`'s shard and the simulator are its hands.
 
@@ -15,8 +15,10 @@ mod dispatch;
 mod joiner;
 mod lease;
 mod leaving;
+mod mending;
 mod primary;
 mod reading;
+mod suspicion;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,13 +27,14 @@ use crate::ids::*;
 use crate::map::{Command, SegmentConfig};
 use crate::message::*;
 use crate::payload::{Payload, Sums};
-use crate::server::{Action, FoundReplica, Report};
+use crate::server::{Action, Comparison, FoundReplica, Report};
 use crate::store::{ReplicaMeta, StoreRequest, StoreResult};
 
 use activation::Activation;
 use backup::Backup;
 use joiner::Joiner;
 use primary::Primary;
+use suspicion::{Suspicion, Suspicions};
 
 /// What a server's links look like to its replicas.
 #[derive(Clone, Debug, Default)]
@@ -101,9 +104,20 @@ enum Pending {
     BackupRecord {
         stream: u64,
         seq: Seq,
+        range: BlockRange,
     },
     ClientRead(u64),
+    RepairSums(u64),
     Repair(u64),
+    MendSums(u64),
+    MendRead(u64),
+    /// Mutant R3 only.
+    MendUnordered(ServerId, BlockRange),
+    Suspicion(Suspicion),
+    SumsOf {
+        caller: Caller,
+        id: u64,
+    },
     ChunkRead {
         session: CopySession,
         chunk: u32,
@@ -161,6 +175,12 @@ impl Pending {
             | Self::SyncFlush(_)
             | Self::Delete
             | Self::ClientRead(_)
+            | Self::RepairSums(_)
+            | Self::MendSums(_)
+            | Self::MendRead(_)
+            | Self::MendUnordered(..)
+            | Self::Suspicion(_)
+            | Self::SumsOf { .. }
             | Self::ChunkRead { .. }
             | Self::Fetch { .. }
             | Self::OwnCheck { .. }
@@ -250,6 +270,7 @@ pub(crate) struct Replica<P> {
     unique: u64,
     pending: BTreeMap<IoId, Pending>,
     writes_pending: usize,
+    suspicions: Suspicions,
     /// The Promote that would save the segment, if it came to that: the disk failed when the only
     /// other copy was a joiner's, and whole.
     rescue: Option<Command>,
@@ -303,6 +324,7 @@ impl<P: Payload> Replica<P> {
             unique: 0,
             pending: BTreeMap::new(),
             writes_pending: 0,
+            suspicions: Suspicions::default(),
             rescue: None,
             proposed: BTreeMap::new(),
             unwanted_since: None,
@@ -345,6 +367,9 @@ impl<P: Payload> Replica<P> {
     pub fn is_copy(&self, io: IoId) -> bool {
         self.pending.get(&io).is_some_and(|pending| match pending {
             Pending::ChunkRead { .. }
+            | Pending::MendRead(_)
+            | Pending::MendUnordered(..)
+            | Pending::Suspicion(_)
             | Pending::OwnCheck { .. }
             | Pending::Collect { .. }
             | Pending::OwnFetch { .. }
@@ -361,7 +386,10 @@ impl<P: Payload> Replica<P> {
             | Pending::OwnRecord(_)
             | Pending::BackupRecord { .. }
             | Pending::ClientRead(_)
+            | Pending::RepairSums(_)
             | Pending::Repair(_)
+            | Pending::MendSums(_)
+            | Pending::SumsOf { .. }
             | Pending::Fetch { .. } => false,
         })
     }
@@ -596,6 +624,7 @@ impl<P: Payload> Replica<P> {
             Phase::Joiner(_) => {}
             Phase::Faulted => self.hand_off(cx),
         }
+        self.tick_suspicions(cx);
     }
 
     pub fn link_up(&mut self, cx: &mut Context<P>, peer: ServerId) {

@@ -10,8 +10,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use smallvec::SmallVec;
 
 use super::copying::Copying;
+use super::mending::Mend;
 use super::reading::{ReadState, Repair};
 use super::*;
+
+/// What a record was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Client(Asker),
+    /// A mend of this number; it may be over by the time the record is committed.
+    Mend(u64),
+}
 
 /// Who asked, and for what: where the reply goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +39,7 @@ pub(super) struct InFlight<P> {
     local: bool,
     /// Committed, and kept only until everything before it is.
     pub done: bool,
-    asker: Asker,
+    origin: Origin,
     at: Tick,
 }
 
@@ -57,7 +66,13 @@ pub(super) struct Primary<P> {
     in_flight: VecDeque<InFlight<P>>,
     held: VecDeque<Held<P>>,
     pub reads: BTreeMap<u64, ReadState>,
-    pub repairs: BTreeMap<u64, Repair>,
+    pub repairs: BTreeMap<u64, Repair<P>>,
+    /// Ranges being compared or rewritten, and those that are to be.
+    pub mends: BTreeMap<u64, Mend>,
+    /// Blocks that members have found rotten in their copies.
+    pub rotten: BTreeSet<u32>,
+    /// No rotten block is rewritten before this (M5).
+    pub next_mend_at: Tick,
     /// Until when each granter's promise may be used, by our clock (L2).
     pub leases: BTreeMap<ServerId, Tick>,
     /// Grants that were asked for before this are void.
@@ -85,6 +100,9 @@ impl<P> Primary<P> {
             held: VecDeque::new(),
             reads: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            mends: BTreeMap::new(),
+            rotten: BTreeSet::new(),
+            next_mend_at: now,
             leases: BTreeMap::new(),
             leases_since: now,
             broken: BTreeSet::new(),
@@ -140,6 +158,11 @@ impl<P> Primary<P> {
             || self.repairs.values().any(|r| r.range.overlaps(range))
     }
 
+    /// Whether part of `range` is being compared or rewritten: writes to it wait.
+    pub fn is_mending(&self, range: BlockRange) -> bool {
+        self.mends.values().any(|m| m.has_range() && m.range.overlaps(range))
+    }
+
     fn overlaps_held(&self, range: BlockRange, is_write: bool) -> bool {
         self.held.iter().any(|h| match &h.body {
             RequestBody::Read { range: r } => is_write && r.overlaps(range),
@@ -164,7 +187,15 @@ impl<P> Primary<P> {
 
     /// Tells every waiting client where to go, or to ask again.
     pub fn send_clients_away(self, cx: &mut Context<P>, config: &SegmentConfig) {
-        let askers = (self.in_flight.iter().filter(|f| !f.done).map(|f| f.asker))
+        for io in self.mends.values().filter_map(|m| m.asked) {
+            let (segment, outcome) = (config.segment, Comparison::Busy);
+            cx.actions.push(Action::Compared { io, segment, outcome });
+        }
+        let client = |f: &InFlight<P>| match f.origin {
+            Origin::Client(asker) if !f.done => Some(asker),
+            Origin::Client(_) | Origin::Mend(_) => None,
+        };
+        let askers = (self.in_flight.iter().filter_map(client))
             .chain(self.held.iter().map(|h| h.asker))
             .chain(self.reads.values().map(|r| r.asker));
         for asker in askers {
@@ -294,8 +325,10 @@ impl<P: Payload> Replica<P> {
             RequestBody::Write { range, .. } | RequestBody::Zero { range } => (*range, true),
             RequestBody::Flush | RequestBody::Fence => (BlockRange::default(), true),
         };
+        let mending =
+            is_write && primary.is_mending(range) && cx.settings.holds(Mutant::R3CompareInFlight);
         let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
-            primary.is_busy(range) || primary.overlaps_held(range, is_write)
+            mending || primary.is_busy(range) || primary.overlaps_held(range, is_write)
         } else {
             false
         };
@@ -306,10 +339,14 @@ impl<P: Payload> Replica<P> {
         match body {
             RequestBody::Read { range } => self.start_read(cx, asker, range),
             RequestBody::Write { range, data, sums } => {
-                self.sequence(cx, asker, range, Change::Write { data, sums });
+                self.sequence(cx, Origin::Client(asker), range, Change::Write { data, sums });
             }
-            RequestBody::Zero { range } => self.sequence(cx, asker, range, Change::Zero),
-            RequestBody::Flush => self.sequence(cx, asker, range, Change::Flush),
+            RequestBody::Zero { range } => {
+                self.sequence(cx, Origin::Client(asker), range, Change::Zero);
+            }
+            RequestBody::Flush => {
+                self.sequence(cx, Origin::Client(asker), range, Change::Flush);
+            }
             RequestBody::Fence => reply(cx, self.segment, asker, ReplyBody::Done),
         }
     }
@@ -332,10 +369,10 @@ impl<P: Payload> Replica<P> {
     }
 
     /// W2: the next record.
-    fn sequence(
+    pub(super) fn sequence(
         &mut self,
         cx: &mut Context<P>,
-        asker: Asker,
+        origin: Origin,
         range: BlockRange,
         change: Change<P>,
     ) {
@@ -362,7 +399,7 @@ impl<P: Payload> Replica<P> {
             need: need.clone(),
             local: false,
             done: false,
-            asker,
+            origin,
             at: cx.now,
         });
         for peer in need {
@@ -415,6 +452,7 @@ impl<P: Payload> Replica<P> {
     fn try_commit(&mut self, cx: &mut Context<P>, seq: Seq) {
         if self.commit_one(cx, seq) {
             self.pop_committed(cx);
+            self.settle_mends(cx);
             self.admit_held(cx);
             self.advance_migration(cx);
         }
@@ -430,6 +468,7 @@ impl<P: Payload> Replica<P> {
             self.commit_one(cx, Seq(seq));
         }
         self.pop_committed(cx);
+        self.settle_mends(cx);
         self.admit_held(cx);
         self.advance_migration(cx);
     }
@@ -454,8 +493,14 @@ impl<P: Payload> Replica<P> {
         f.need.clear();
         // The buffer is free from here on; only its place is kept.
         f.record.change = Change::Flush;
-        let asker = f.asker;
-        reply(cx, segment, asker, ReplyBody::Done);
+        match f.origin {
+            Origin::Client(asker) => reply(cx, segment, asker, ReplyBody::Done),
+            Origin::Mend(id) => {
+                if let Some(mend) = primary.mends.get_mut(&id) {
+                    mend.open -= 1;
+                }
+            }
+        }
         true
     }
 
@@ -516,6 +561,7 @@ impl<P: Payload> Replica<P> {
     /// acknowledged goes out again under the new epoch, in order.
     pub(super) fn go_on_in_place(&mut self, cx: &mut Context<P>, old: &SegmentConfig) {
         let config = self.config.clone();
+        self.end_mends(cx);
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
@@ -594,6 +640,7 @@ impl<P: Payload> Replica<P> {
             self.report_active(cx);
         }
         self.tick_repairs(cx);
+        self.tick_mends(cx);
         self.tick_migration(cx);
     }
 
@@ -607,6 +654,10 @@ impl<P: Payload> Replica<P> {
             return;
         }
         primary.seal = Some(Seal { at: cx.now, released: false });
+        self.end_mends(cx);
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
         for held in std::mem::take(&mut primary.held) {
             let body = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
             reply(cx, segment, held.asker, body);

@@ -12,6 +12,8 @@ use super::*;
 pub(super) struct ReadState {
     pub asker: Asker,
     range: BlockRange,
+    /// Runs of bad blocks that were repaired for it so far.
+    rounds: u32,
 }
 
 /// What a repair was for.
@@ -20,22 +22,39 @@ pub(super) enum After {
     Read(u64),
     /// The chunk goes back to the list; the next attempt will read it whole.
     Chunk(CopySession, u32),
+    /// Somebody had looked, and nothing waits for it.
+    Suspicion,
+    /// The mend of this number reads its blocks again.
+    Mend(u64),
 }
 
 /// A run of blocks being replaced by another member's. Writes to it wait.
 #[derive(Clone, Debug)]
-pub(super) struct Repair {
+pub(super) struct Repair<P> {
     pub range: BlockRange,
     after: After,
+    /// What our table says of the blocks.
+    ours: Vec<u64>,
     /// Members still to be asked.
     left: Vec<ServerId>,
     asked: Option<(ServerId, Tick)>,
     /// Somebody did not answer, and may have a good copy.
     unheard: bool,
+    /// Copies that verify, but are not what our table wants.
+    others: Vec<(P, Sums)>,
+}
+
+impl<P: Payload> Repair<P> {
+    /// Of the copies that verify, what most members hold; the first to come where that is a tie.
+    fn most_agreed(&self) -> Option<(P, Sums)> {
+        let votes = |sums: &Sums| self.others.iter().filter(|(_, s)| s == sums).count();
+        let most = self.others.iter().map(|(_, sums)| votes(sums)).max()?;
+        self.others.iter().find(|(_, sums)| votes(sums) == most).cloned()
+    }
 }
 
 /// The first run of neighbours in an ordered list of blocks.
-fn first_run(blocks: &[u32]) -> Option<BlockRange> {
+pub(super) fn first_run(blocks: &[u32]) -> Option<BlockRange> {
     let first = *blocks.first()?;
     let more = blocks.iter().zip(first..).take_while(|(b, want)| *b == want).count();
     Some(BlockRange::new(first, u32::try_from(more).ok()?))
@@ -47,7 +66,7 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        primary.reads.insert(id, ReadState { asker, range });
+        primary.reads.insert(id, ReadState { asker, range, rounds: 0 });
         self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(id));
     }
 
@@ -68,12 +87,19 @@ impl<P: Payload> Replica<P> {
                 let Some(range) = first_run(&blocks) else {
                     return;
                 };
-                if primary.is_busy(range) {
+                let hopeless = read.rounds > read.range.count;
+                if hopeless {
+                    // It was repaired that often, and is bad again at once.
+                    reply(cx, self.segment, read.asker, ReplyBody::IoError);
+                    self.advance_migration(cx);
+                    return;
+                }
+                if primary.is_busy(range) || primary.is_mending(range) {
                     // A write is replacing the block as we speak.
                     reply(cx, self.segment, read.asker, retry);
                     return;
                 }
-                primary.reads.insert(id, read);
+                primary.reads.insert(id, ReadState { rounds: read.rounds + 1, ..read });
                 self.start_repair(cx, range, After::Read(id));
                 return;
             }
@@ -87,6 +113,8 @@ impl<P: Payload> Replica<P> {
         self.advance_migration(cx);
     }
 
+    /// Starts to replace a run of bad blocks of ours by another member's. No write to it is in
+    /// flight, and no other repair of it.
     pub(super) fn start_repair(&mut self, cx: &mut Context<P>, range: BlockRange, after: After) {
         let id = self.unique();
         let left: Vec<ServerId> =
@@ -94,11 +122,30 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        primary.repairs.insert(id, Repair { range, after, left, asked: None, unheard: false });
-        self.ask_next(cx, id);
+        let repair = Repair {
+            range,
+            after,
+            ours: Vec::new(),
+            left,
+            asked: None,
+            unheard: false,
+            others: Vec::new(),
+        };
+        primary.repairs.insert(id, repair);
+        self.store(cx, StoreRequest::Sums { range }, Pending::RepairSums(id));
     }
 
-    /// Asks the next member for good blocks, or gives up.
+    /// What our table says the blocks should be: whoever has just that is asked for first of all.
+    pub(super) fn on_repair_sums(&mut self, cx: &mut Context<P>, id: u64, sums: Vec<u64>) {
+        if let Phase::Primary(primary) = &mut self.phase
+            && let Some(repair) = primary.repairs.get_mut(&id)
+        {
+            repair.ours = sums;
+            self.ask_next(cx, id);
+        }
+    }
+
+    /// Asks the next member for good blocks, or makes do with what there is.
     fn ask_next(&mut self, cx: &mut Context<P>, id: u64) {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
@@ -109,16 +156,33 @@ impl<P: Payload> Replica<P> {
         let range = repair.range;
         if let Some(peer) = repair.left.pop() {
             repair.asked = Some((peer, cx.now));
-            let message = self.message(PeerBody::Fetch { id, range, raw: false });
+            let raw = !cx.settings.holds(Mutant::R3FromUnverified);
+            let message = self.message(PeerBody::Fetch { id, range, raw });
             cx.send(peer, message);
+            return;
+        }
+        if !repair.unheard
+            && let Some((data, sums)) = repair.most_agreed()
+        {
+            let request = StoreRequest::Write { range, data, sums };
+            self.store(cx, request, Pending::Repair(id));
             return;
         }
         let (after, unheard) = (repair.after, repair.unheard);
         primary.repairs.remove(&id);
+        if range.count > 1 {
+            // Nobody has all of it; somebody may have each. What needs it finds the others bad
+            // again afterwards.
+            self.start_repair(cx, BlockRange::new(range.first, 1), after);
+            return;
+        }
         let blocks = range.blocks().collect();
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: false });
         match after {
             After::Read(read) => {
+                let Phase::Primary(primary) = &mut self.phase else {
+                    return;
+                };
                 if let Some(read) = primary.reads.remove(&read) {
                     // R3: only where all copies are known to be bad is it an error.
                     let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
@@ -127,11 +191,14 @@ impl<P: Payload> Replica<P> {
                 }
             }
             After::Chunk(session, chunk) => self.chunk_unreadable(cx, session, chunk),
+            After::Suspicion => {}
+            After::Mend(mend) => self.mend_unrepaired(cx, mend, range.first),
         }
+        self.settle_mends(cx);
         self.admit_held(cx);
     }
 
-    /// A member's blocks have come, for a fix (F2) or for a repair.
+    /// A member's blocks have come, for a fix (F2), for a repair or for a mend.
     pub(super) fn on_fetched(
         &mut self,
         cx: &mut Context<P>,
@@ -144,6 +211,7 @@ impl<P: Payload> Replica<P> {
             return;
         };
         let Some(repair) = primary.repairs.get_mut(&id) else {
+            self.mend_fetched(cx, peer, id, content);
             return;
         };
         if repair.asked.is_none_or(|(asked, _)| asked != peer) {
@@ -156,8 +224,15 @@ impl<P: Payload> Replica<P> {
                 if data.blocks() == range.count
                     && crate::payload::verify(&data, &sums, self.segment, range.first) =>
             {
-                let request = StoreRequest::Write { range, data, sums };
-                self.store(cx, request, Pending::Repair(id));
+                if *sums == *repair.ours || !cx.settings.holds(Mutant::R3FromUnverified) {
+                    let request = StoreRequest::Write { range, data, sums };
+                    self.store(cx, request, Pending::Repair(id));
+                } else {
+                    // Good there, and not what our table wants: the rot may be in our table, or
+                    // the other copy be an old one. Somebody may have just what ours wants.
+                    repair.others.push((data, sums));
+                    self.ask_next(cx, id);
+                }
             }
             Some(_) | None => self.ask_next(cx, id),
         }
@@ -181,7 +256,10 @@ impl<P: Payload> Replica<P> {
                 }
             }
             After::Chunk(session, chunk) => self.chunk_again(cx, session, chunk),
+            After::Suspicion => {}
+            After::Mend(mend) => self.mend_repaired(cx, mend),
         }
+        self.settle_mends(cx);
         self.admit_held(cx);
     }
 

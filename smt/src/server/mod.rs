@@ -165,10 +165,15 @@ impl<P: Payload> Server<P> {
                 // A primary that has just begun, or gone on with others, reads only with leases.
                 self.ask_leases(now, None, actions);
             }
-            Event::Suspect { .. } => {}
-            Event::Compare { segment, range: _, io } => {
-                let outcome = Comparison::NotPrimary;
-                actions.push(Action::Compared { io, segment, outcome });
+            Event::Suspect { segment, range } => {
+                self.one(now, segment, actions, |r, cx| r.suspect(cx, range));
+            }
+            Event::Compare { segment, range, io } => {
+                if !self.replicas.contains_key(&segment) {
+                    let outcome = Comparison::NotPrimary;
+                    actions.push(Action::Compared { io, segment, outcome });
+                }
+                self.one(now, segment, actions, |r, cx| r.compare(cx, range, io));
             }
         }
     }

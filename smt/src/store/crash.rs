@@ -18,6 +18,7 @@ const ALL_RULES: Rules = Rules {
     intent_first: true,
     ack_durable: true,
     zero_entry_synced: true,
+    reads_checked: true,
     entry_after_data: true,
     settle_at_open: true,
 };

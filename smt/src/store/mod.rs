@@ -90,6 +90,8 @@ struct Rules {
     intent_first: bool,
     ack_durable: bool,
     zero_entry_synced: bool,
+    /// R3: a read is checked before it is answered.
+    reads_checked: bool,
     /// Rule 1 above. No mutant of the simulator's; our own tests switch it off.
     entry_after_data: bool,
     /// Rule 3 above, likewise.
@@ -102,6 +104,7 @@ impl Rules {
             intent_first: settings.holds(Mutant::D9IntentNotFirst),
             ack_durable: settings.holds(Mutant::W4AckBeforeDurable),
             zero_entry_synced: settings.holds(Mutant::D9ZeroEntryNotSynced),
+            reads_checked: settings.holds(Mutant::R3ServeUnverified),
             entry_after_data: true,
             settle_at_open: true,
         }

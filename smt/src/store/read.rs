@@ -126,8 +126,12 @@ impl<P> ReadJob<P> {
 
 impl<P: Payload> ReadJob<P> {
     /// The answer, or none when all of it is to be read once more.
-    fn conclude(&mut self) -> Option<StoreResult<P>> {
-        let bad = match self.kind {
+    fn conclude(&mut self, checked: bool) -> Option<StoreResult<P>> {
+        let kind = match self.kind {
+            Kind::Read if !checked => Kind::ReadRaw,
+            kind @ (Kind::Read | Kind::ReadRaw | Kind::Check) => kind,
+        };
+        let bad = match kind {
             Kind::Check => {
                 return Some(StoreResult::Checks {
                     checks: std::mem::take(&mut self.checks).into_vec(),
@@ -195,6 +199,7 @@ impl<P: Payload> Store<P> {
     /// Hands the next pieces to the device, or ends the request.
     fn read_on(&mut self, key: u64, steps: &mut Vec<StoreStep<P>>) {
         loop {
+            let checked = self.rules.reads_checked;
             let job = self.read_job(key).expect("a read under way is kept");
             if job.on_device < PIECES_AT_ONCE_MAX
                 && let Some(piece) = job.todo.pop_front()
@@ -211,7 +216,7 @@ impl<P: Payload> Store<P> {
                 self.device(Op::Read { key, piece }, what, steps);
             } else if job.on_device > 0 {
                 return;
-            } else if let Some(result) = job.conclude() {
+            } else if let Some(result) = job.conclude(checked) {
                 return self.finish(key, result, steps);
             }
         }

@@ -31,6 +31,9 @@ pub(super) enum Cold {
     Stale { config: SegmentConfig },
     Faulted,
     JoinRefused { session: CopySession, reason: String },
+    Rotten { ranges: Vec<BlockRange> },
+    SumsOf { id: u64, range: BlockRange },
+    Summed { id: u64, sums: Vec<u64> },
 }
 
 /// The replies to a client that are neither Done, Data nor Retry.

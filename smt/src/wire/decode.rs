@@ -181,5 +181,8 @@ fn from_cold<P>(cold: Cold) -> PeerBody<P> {
         Cold::Stale { config } => PeerBody::Stale { config },
         Cold::Faulted => PeerBody::Faulted,
         Cold::JoinRefused { session, reason } => PeerBody::JoinRefused { session, reason },
+        Cold::Rotten { ranges } => PeerBody::Rotten { ranges },
+        Cold::SumsOf { id, range } => PeerBody::SumsOf { id, range },
+        Cold::Summed { id, sums } => PeerBody::Summed { id, sums },
     }
 }

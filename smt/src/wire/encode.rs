@@ -215,6 +215,9 @@ fn encode_peer<P: Payload>(message: PeerMessage<P>) -> Encoded<P> {
             cold(Cold::SyncStart { session, place, next_seq, commit })
         }
         PeerBody::SyncStartAck { session } => cold(Cold::SyncStartAck { session }),
+        PeerBody::Rotten { ranges } => cold(Cold::Rotten { ranges }),
+        PeerBody::SumsOf { id, range } => cold(Cold::SumsOf { id, range }),
+        PeerBody::Summed { id, sums } => cold(Cold::Summed { id, sums }),
         PeerBody::Stale { config } => cold(Cold::Stale { config }),
         PeerBody::Faulted => cold(Cold::Faulted),
         PeerBody::JoinRefused { session, reason } => cold(Cold::JoinRefused { session, reason }),

@@ -163,13 +163,13 @@ fn hostile_headers() -> Vec<Line> {
         (
             "version-next",
             "",
-            "refused: wire format version 3 is newer than ours (2): upgrade this side first",
+            "refused: wire format version 4 is newer than ours (3): upgrade this side first",
             with_bytes(4, &(VERSION + 1).to_le_bytes()),
         ),
         (
             "version-65535",
             "",
-            "refused: wire format version 65535 is newer than ours (2): upgrade this side first",
+            "refused: wire format version 65535 is newer than ours (3): upgrade this side first",
             with_bytes(4, &[0xff, 0xff]),
         ),
         ("kind-0", "", "refused: unknown message kind 0", with_bytes(6, &[0])),
@@ -353,7 +353,7 @@ fn hostile_fields() -> Vec<Line> {
     let config: &[u8] = &[9, 3, 2, 5, 1];
     [
         ("cold-without-fields", "", cold(&[])),
-        ("cold-of-an-unknown-variant", "One behind the last.", cold(&[&[20]])),
+        ("cold-of-an-unknown-variant", "One behind the last.", cold(&[&[23]])),
         ("cold-of-variant-4-billion", "", cold(&[&four_gib])),
         ("cold-with-a-byte-behind", "A StartAck, and more.", cold(&[&[7, 1, 0]])),
         ("cold-that-ends-in-a-number", "", cold(&[&[7, 0x80]])),
