@@ -48,6 +48,9 @@ struct Item {
     asked: Option<ServerId>,
     /// How often our own blocks were found bad, and repaired.
     rounds: u32,
+    /// Sums that were voted for before these, and that no holder had blocks for: what is nobody's
+    /// is no copy.
+    out: Vec<u64>,
 }
 
 /// A range that is compared, or in which a member has found rot.
@@ -358,11 +361,14 @@ impl<P: Payload> Replica<P> {
                 cx.send(peer, message);
                 return;
             } else {
-                // Nobody could give all of it; somebody may give each.
-                let singles = item.singles();
-                mend.todo.pop();
+                let Some(item) = mend.todo.pop() else {
+                    return;
+                };
                 if range.count > 1 {
-                    mend.todo.extend(singles);
+                    // Nobody could give all of it; somebody may give each.
+                    mend.todo.extend(item.singles());
+                } else if let Some(next) = mend.next_best(cx.me, item) {
+                    mend.todo.push(next);
                 } else {
                     mend.bad.push(range.first);
                 }
@@ -559,7 +565,7 @@ impl<P: Payload> Replica<P> {
 impl Item {
     /// Each of its blocks by itself, the last one first.
     fn singles(&self) -> impl Iterator<Item = Item> + use<> {
-        let Item { range, sums, ours, holders, left: _, asked: _, rounds: _ } = self.clone();
+        let Item { range, sums, ours, holders, left: _, asked: _, rounds: _, out } = self.clone();
         range.blocks().zip(sums).collect::<Vec<_>>().into_iter().rev().map(move |(block, sum)| {
             Item {
                 range: BlockRange::new(block, 1),
@@ -569,12 +575,42 @@ impl Item {
                 holders: holders.clone(),
                 asked: None,
                 rounds: 0,
+                out: out.clone(),
             }
         })
     }
 }
 
 impl Mend {
+    /// No holder has the block as the vote wants it: what most of the others want, if anything.
+    fn next_best(&self, me: ServerId, item: Item) -> Option<Item> {
+        let Item { range, sums, ours: _, holders: _, left: _, asked: _, rounds: _, mut out } = item;
+        out.extend(sums);
+        let at = index(range.first - self.range.first);
+        let found: Vec<(ServerId, u64)> = self
+            .sums
+            .iter()
+            .map(|(server, sums)| (*server, sums[at]))
+            .filter(|(_, sum)| !out.contains(sum))
+            .collect();
+        if found.is_empty() {
+            return None;
+        }
+        let sum = vote(me, &found);
+        let holders: Vec<ServerId> =
+            found.iter().filter(|(s, x)| *s != me && *x == sum).map(|(s, _)| *s).collect();
+        Some(Item {
+            range,
+            sums: vec![sum],
+            ours: found.contains(&(me, sum)),
+            left: holders.clone(),
+            holders,
+            asked: None,
+            rounds: 0,
+            out,
+        })
+    }
+
     /// All members have said what their tables hold: what is to be rewritten, and from where.
     fn plan(&mut self, me: ServerId, majority: bool) {
         let mut items: Vec<Item> = Vec::new();
@@ -613,6 +649,7 @@ impl Mend {
                     holders,
                     asked: None,
                     rounds: 0,
+                    out: Vec::new(),
                 }),
             }
         }

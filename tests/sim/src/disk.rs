@@ -88,6 +88,8 @@ pub struct File {
     changes: u64,
     /// Blocks whose content was damaged at rest, and what it had been.
     rot: BTreeMap<u32, u64>,
+    /// Blocks whose table entry was damaged, and what their content and entry had been.
+    hidden: BTreeMap<u32, (u64, u64)>,
     /// Blocks that cannot be read until they are written again.
     unreadable: BTreeSet<u32>,
 }
@@ -104,6 +106,7 @@ impl File {
             intent: cells(geometry.regions()),
             changes: 0,
             rot: BTreeMap::new(),
+            hidden: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             meta,
         }
@@ -121,6 +124,10 @@ impl File {
             self.data[at(block)] = Cell::of(hidden);
         }
         self.unreadable.remove(&block);
+        if let Some((_, entry)) = self.hidden.get(&block) {
+            // The entry follows, once the data is durable; until then the damage is what it is.
+            self.hidden.insert(block, (content, *entry));
+        }
         self.data[at(block)].set(content, change);
     }
 
@@ -149,6 +156,10 @@ impl File {
         let in_doubt = self.intent[at(region)].outcomes().all(|bit| bit != 0);
         let rotten = self.rot.get(&block).copied();
         let mut found = SmallVec::new();
+        if let Some((content, _)) = self.hidden.get(&block) {
+            found.push((*content, false));
+            return found;
+        }
         for entry in self.table[at(block)].outcomes() {
             for content in self.data[at(block)].outcomes() {
                 let content = rotten.unwrap_or(content);
@@ -195,7 +206,7 @@ impl File {
         data.change == 0
             && entry.visible != 0
             && self.is_consistent(block)
-            && !self.rot.contains_key(&block)
+            && !self.is_block_damaged(block)
     }
 
     /// Damages a block at rest. Refuses where damage could hide what is being tested: data on its
@@ -220,18 +231,64 @@ impl File {
         true
     }
 
+    /// Damages the table entry of a block at rest, under the same conditions. Not to zero: that
+    /// reads as zeroes, and is another member's to notice.
+    pub fn flip_entry(&mut self, block: u32, rng: &mut Rng) -> bool {
+        if !self.is_settled(block) {
+            return false;
+        }
+        let entry = self.table[at(block)].visible;
+        let flipped = (entry ^ (1 << rng.below(64))).max(1);
+        if flipped == entry {
+            return false;
+        }
+        self.hidden.insert(block, (self.data[at(block)].visible, entry));
+        self.table[at(block)] = Cell::of(flipped);
+        true
+    }
+
+    /// The data of `from` stands where that of `block` belongs, under the same conditions: the
+    /// device wrote it to the wrong place.
+    pub fn misdirect(&mut self, from: u32, block: u32) -> bool {
+        let (ours, theirs) = (self.data[at(block)].visible, self.data[at(from)].visible);
+        if !self.is_settled(block) || ours == theirs {
+            return false;
+        }
+        self.rot.insert(block, ours);
+        self.data[at(block)] = Cell::of(theirs);
+        true
+    }
+
+    /// A block goes back to something it once was, table and all (`zero`: the table's page is
+    /// from before it was ever written).
+    pub fn go_back(&mut self, block: u32, zero: bool, rng: &mut Rng) {
+        let now = (self.data[at(block)].visible, self.table[at(block)].visible);
+        self.hidden.insert(block, now);
+        if zero {
+            self.table[at(block)] = Cell::of(0);
+        } else {
+            let old = rng.bits();
+            self.data[at(block)] = Cell::of(old);
+            self.table[at(block)] = Cell::of(sum_of(old, self.segment, block));
+        }
+    }
+
     pub fn is_damaged(&self) -> bool {
-        !self.rot.is_empty()
+        !self.rot.is_empty() || !self.hidden.is_empty()
     }
 
     pub fn is_block_damaged(&self, block: u32) -> bool {
-        self.rot.contains_key(&block)
+        self.rot.contains_key(&block) || self.hidden.contains_key(&block)
     }
 
     /// Takes all damage back, as if it had never been.
     pub fn mend(&mut self) {
         for (block, content) in std::mem::take(&mut self.rot) {
             self.data[at(block)] = Cell::of(content);
+        }
+        for (block, (content, entry)) in std::mem::take(&mut self.hidden) {
+            self.data[at(block)] = Cell::of(content);
+            self.table[at(block)] = Cell::of(entry);
         }
         self.unreadable.clear();
     }
@@ -493,6 +550,7 @@ impl Table for FileTable<'_> {
         let Some(file) = &mut self.file else { return };
         for (block, &sum) in (first..).zip(sums) {
             let change = file.change();
+            file.hidden.remove(&block);
             file.table[at(block)].set(sum, change);
         }
     }
@@ -501,6 +559,7 @@ impl Table for FileTable<'_> {
         let Some(file) = &mut self.file else { return };
         for block in range.blocks() {
             let change = file.change();
+            file.hidden.remove(&block);
             file.table[at(block)].set(0, change);
         }
     }

@@ -125,8 +125,13 @@ fn play(world: &mut World, steps: u64) {
     world.make_peace();
     world.set_stage(Stage::Finish);
     wait_until_whole(world, "after the faults stopped");
+    scrub(world, "while everything was scrubbed");
+    world.plant_rot();
     world.set_stage(Stage::ReadAll);
     wait_until_whole(world, "while everything was read once more");
+    scrub(world, "while rot was looked for");
+    world.plant_divergence();
+    scrub(world, "while old copies were looked for");
     world.set_stage(Stage::Rest);
     let rested = world.now_ns() + REST_NS;
     while world.now_ns() < rested && world.violation.is_none() {
@@ -135,6 +140,13 @@ fn play(world: &mut World, steps: u64) {
     if world.violation.is_none() {
         world.judge_end();
     }
+}
+
+/// Everything is looked through until nothing is left to find (R3).
+fn scrub(world: &mut World, when: &str) {
+    world.begin_scrub();
+    wait_until_whole(world, when);
+    world.end_scrub();
 }
 
 /// I6.

@@ -4,7 +4,7 @@
 //! client first sent it, which is later than when it was submitted, and so makes I1 stricter: a
 //! client sends overlapping writes one after the other (C4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smt::{ClientId, OpId, SegmentId};
 
@@ -32,6 +32,8 @@ pub struct Write {
 struct Block {
     writes: Vec<Write>,
     reads: Vec<BlockOp>,
+    /// Everything any client ever meant to write here.
+    values: BTreeSet<u64>,
     /// Writes whose content the block may still have, by their place in `writes`.
     current: Vec<usize>,
     /// When the latest acknowledged write was sent: what was over before it is history.
@@ -69,6 +71,7 @@ impl History {
     pub fn submit_write(&mut self, client: ClientId, place: Place, value: u64) -> WriteId {
         let submitted = self.stamp();
         let block = self.blocks.entry(place).or_default();
+        block.values.insert(value);
         block.writes.push(Write {
             client,
             value,
@@ -190,6 +193,12 @@ impl History {
                     w.value == content && w.sent != 0
                 })
         })
+    }
+
+    /// Whether any client ever meant to write this there.
+    #[must_use]
+    pub fn was_written(&self, place: Place, content: u64) -> bool {
+        self.blocks.get(&place).is_some_and(|block| block.values.contains(&content))
     }
 
     /// What a replica may hold there, for a report.

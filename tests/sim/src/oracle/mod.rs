@@ -6,6 +6,7 @@
 pub mod active;
 pub mod alike;
 pub mod attach;
+pub mod checked;
 pub mod cover;
 pub mod epochs;
 pub mod flush;

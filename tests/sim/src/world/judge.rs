@@ -44,6 +44,7 @@ impl World {
     }
 
     pub(super) fn hear(&mut self, host: usize, report: &Report) {
+        self.found_rot(host, report);
         match report {
             Report::ReplicaFaulted { segment, error } => {
                 self.counts.faulted += 1;
@@ -159,12 +160,14 @@ impl World {
     pub(super) fn mend_before(&mut self, command: &Command) {
         if let Some(segment) = segment_of(command)
             && !matches!(command, Command::Active { .. })
+            && self.at_war
         {
             self.mend_segment(segment);
         }
     }
 
     fn mend_segment(&mut self, segment: SegmentId) {
+        self.forget_planted(Some(segment));
         for host in &mut self.hosts {
             if let Some(file) = host.disk.files.get_mut(&segment) {
                 file.mend();
@@ -173,6 +176,7 @@ impl World {
     }
 
     pub(super) fn mend_damage(&mut self) {
+        self.forget_planted(None);
         for host in &mut self.hosts {
             for file in host.disk.files.values_mut() {
                 file.mend();
@@ -228,7 +232,7 @@ impl World {
                 return Some((segment, format!("primary s{} does not serve", config.primary)));
             }
         }
-        self.clients.iter().find_map(|client| client.waits_for())
+        self.clients.iter().find_map(|client| client.waits_for()).or_else(|| self.not_scrubbed())
     }
 
     fn serves(&self, server: ServerId, segment: SegmentId) -> bool {
@@ -253,6 +257,7 @@ impl World {
             what,
         });
         self.judge(verdict);
+        self.judge_comparisons();
         for client in 0..self.clients.len() {
             self.judge_mismatches(client);
         }

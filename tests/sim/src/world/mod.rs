@@ -12,6 +12,7 @@ mod judge;
 mod links;
 mod log;
 mod nemesis;
+mod scrub;
 mod server;
 
 use std::cmp::Reverse;
@@ -32,6 +33,7 @@ use crate::rng::Rng;
 use crate::trace::Trace;
 use client::ClientHost;
 use consensus::Consensus;
+use scrub::Scrub;
 use server::Host;
 
 /// Something scheduled. Servers and clients are meant by their index.
@@ -78,6 +80,8 @@ enum What {
     },
     Orchestrate,
     Strike,
+    /// Those who look for rot look.
+    Scrub,
     Heal {
         fault: u64,
     },
@@ -152,6 +156,10 @@ pub struct Counts {
     pub evictions: u64,
     pub aborts: u64,
     pub mismatches: u64,
+    /// Comparisons of members that came to an end.
+    pub compared: u64,
+    /// Copies damaged once faults had stopped.
+    pub planted: u64,
     pub faulted: u64,
     pub undecided: u64,
 }
@@ -166,7 +174,7 @@ impl Counts {
 
     /// Each count with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 15] {
+    pub fn fields(&self) -> [(&'static str, u64); 17] {
         let Counts {
             steps,
             ops_done,
@@ -181,6 +189,8 @@ impl Counts {
             evictions,
             aborts,
             mismatches,
+            compared,
+            planted,
             faulted,
             undecided,
         } = *self;
@@ -198,12 +208,14 @@ impl Counts {
             ("evictions", evictions),
             ("aborts", aborts),
             ("mismatches", mismatches),
+            ("compared", compared),
+            ("planted", planted),
             ("faulted replicas", faulted),
             ("undecided blocks", undecided),
         ]
     }
 
-    fn fields_mut(&mut self) -> [&mut u64; 15] {
+    fn fields_mut(&mut self) -> [&mut u64; 17] {
         [
             &mut self.steps,
             &mut self.ops_done,
@@ -218,6 +230,8 @@ impl Counts {
             &mut self.evictions,
             &mut self.aborts,
             &mut self.mismatches,
+            &mut self.compared,
+            &mut self.planted,
             &mut self.faulted,
             &mut self.undecided,
         ]
@@ -242,6 +256,7 @@ pub struct World {
     history: History,
     active: Active,
     attachments: Attachments,
+    scrub: Scrub,
     /// The identity the next client process gets.
     next_client: u64,
     pub counts: Counts,
@@ -282,6 +297,7 @@ impl World {
             history,
             active: Active::default(),
             attachments: Attachments::default(),
+            scrub: Scrub::of(&plan),
             next_client: u64::try_from(plan.clients).expect("a handful") + 1,
             counts: Counts::default(),
             trace: Trace::new(trace),
@@ -297,6 +313,7 @@ impl World {
         world.after(20 * MS, What::Orchestrate);
         let first = 20 * MS + world.rng.below(world.plan.fault_every_ns);
         world.after(first, What::Strike);
+        world.start_scrub();
         world
     }
 
@@ -340,6 +357,7 @@ impl World {
             What::Commit { ticket } => self.commit(ticket),
             What::Orchestrate => self.orchestrate(),
             What::Strike => self.strike(),
+            What::Scrub => self.scrub(),
             What::Heal { fault } => self.heal(fault),
             What::Resume { host, life } => self.resume(host, life),
             What::Restart { host, life } => self.restart(host, life),
@@ -373,6 +391,7 @@ impl World {
             What::Commit { .. }
             | What::Orchestrate
             | What::Strike
+            | What::Scrub
             | What::Heal { .. }
             | What::Resume { .. }
             | What::Restart { .. }

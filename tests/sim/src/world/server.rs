@@ -19,7 +19,7 @@ use super::links::{host_of, server_id};
 use super::{What, World};
 use crate::disk::{Disk, NO_FILE, needs_file};
 use crate::network::{Packet, Side};
-use crate::oracle::gone;
+use crate::oracle::{checked, gone};
 use crate::payload::Blocks;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -268,9 +268,7 @@ impl World {
             }
             Action::Propose(command) => self.propose(Some(host), command),
             Action::Report(report) => self.hear(host, &report),
-            Action::Compared { segment, outcome, .. } => {
-                self.say(Some(segment), || format!("s{} compared: {outcome:?}", host + 1));
-            }
+            Action::Compared { io, segment: _, outcome } => self.compared(host, io, &outcome),
         }
     }
 
@@ -334,6 +332,10 @@ impl World {
             let h = &self.hosts[host];
             let has_file = h.disk.files.contains_key(&segment);
             let verdict = gone::check(has_file, h.id, segment, || format!("{what:?}"));
+            self.judge(verdict);
+        }
+        if let DeviceOp::WriteData { range, data } = &what {
+            let verdict = checked::check(&self.history, segment, *range, data);
             self.judge(verdict);
         }
         let slow = if self.hosts[host].slow_until > self.now { 30 } else { 1 };
