@@ -482,8 +482,10 @@ impl<P: Payload> Replica<P> {
             return;
         }
         if config.epoch == self.config.epoch {
-            // Joining, transfer or the active mark changed; the replica set did not.
-            if self.config != *config {
+            // Joining, transfer or the active mark changed; the replica set did not. A joiner
+            // goes with its epoch (S5, S6): a map that has none yet is older than what we know.
+            let is_older = self.config.joining.is_some() && config.joining.is_none();
+            if self.config != *config && !is_older {
                 self.config = config.clone();
                 self.after_wish(cx);
             }

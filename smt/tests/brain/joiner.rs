@@ -62,6 +62,19 @@ fn faulted_joiner() -> Hands {
     joiner
 }
 
+/// `cargo sim 876`: the primary was quicker than the map, which then told of the same epoch from
+/// before the wish. The joiner took that for the end of it and left its stream without a word; it
+/// was promoted all the same, and nobody noticed before the next write, which waited for it.
+#[test]
+fn a_joiner_keeps_its_stream_when_the_map_is_behind_its_primary() {
+    let mut joiner = synced_joiner();
+    joiner.learn(active(config(5, &[1, 2])));
+    assert_eq!(joiner.role(), Some(Role::Joiner));
+    joiner.hear(replicate(1));
+    joiner.disk_works();
+    assert!(joiner.said().contains(&PeerBody::ReplicateAck { seq: Seq(1) }));
+}
+
 fn deletes(joiner: &mut Hands) -> usize {
     joiner.asked().iter().filter(|request| **request == StoreRequest::Delete).count()
 }
