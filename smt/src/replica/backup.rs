@@ -155,7 +155,7 @@ impl<P: Payload> Replica<P> {
             self.respond(cx, caller, PeerBody::FixAck { id, ok: false });
             return;
         }
-        self.store_change(cx, range, change, Pending::Fix { caller, id });
+        self.store_change(cx, range, change, Pending::Fix { caller, id, range });
     }
 
     pub(super) fn on_start(

@@ -220,8 +220,9 @@ impl<P: Payload> Replica<P> {
                 let me = cx.me;
                 self.on_fixed(cx, me, round, item);
             }
-            Pending::Fix { caller, id } => {
+            Pending::Fix { caller, id, range } => {
                 self.respond(cx, caller, PeerBody::FixAck { id, ok: true });
+                self.written_over(cx, range);
             }
             Pending::Place { session, place } => self.on_placed(cx, session, place),
             Pending::VerifyChunk { session, place, digest } => {

@@ -146,6 +146,7 @@ enum Pending {
     Fix {
         caller: Caller,
         id: u64,
+        range: BlockRange,
     },
     Place {
         session: CopySession,

@@ -257,6 +257,12 @@ impl Hands {
         }
     }
 
+    /// The disk answers the oldest request it has.
+    pub fn disk_answers(&mut self, result: StoreResult<Blocks>) {
+        let (io, _) = self.waiting.pop_front().expect("something was asked of the disk");
+        self.tell(Event::StoreDone { segment: SEGMENT, io, result });
+    }
+
     /// The disk fails the oldest request it has.
     pub fn disk_fails(&mut self) {
         let (io, _) = self.waiting.pop_front().expect("something was asked of the disk");

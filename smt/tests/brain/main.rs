@@ -7,3 +7,4 @@ mod fence;
 mod hands;
 mod joiner;
 mod migration;
+mod rot;

@@ -93,8 +93,9 @@ impl World {
         let segment = *self.scrub.rng.pick(&segments).expect("a volume has segments");
         let blocks = self.plan.geometry.segment_blocks;
         let host = self.scrub.rng.index(self.hosts.len());
-        match self.scrub.rng.below(8) {
+        match self.scrub.rng.below(12) {
             0 => self.rot_all_but_one(segment),
+            8.. => self.rot_where_clients_write(segments[0]),
             1 | 2 => {
                 let first = self.scrub.rng.range_u32(0, blocks - 1);
                 let count = self.scrub.rng.range_u32(1, blocks - first);
@@ -115,12 +116,40 @@ impl World {
 
     /// The same block of all members but one, if all are there and well.
     fn rot_all_but_one(&mut self, segment: SegmentId) {
-        let Some(config) = self.consensus.config(segment).cloned() else {
+        let block = self.scrub.rng.range_u32(0, self.plan.geometry.segment_blocks - 1);
+        let hosts = self.well(segment, block);
+        if hosts.is_empty() {
             return;
+        }
+        let spared = self.scrub.rng.index(hosts.len());
+        for (at, &host) in hosts.iter().enumerate() {
+            if at != spared {
+                self.flip(host, segment, block);
+            }
+        }
+    }
+
+    /// A block that clients often write rots on one member, and is suspected there at once: its
+    /// repair, and writes to it, cross.
+    fn rot_where_clients_write(&mut self, segment: SegmentId) {
+        let hot = u32::try_from(self.plan.hot_blocks).expect("few blocks");
+        let hot = hot.min(self.plan.geometry.segment_blocks);
+        let block = self.scrub.rng.range_u32(0, hot - 1);
+        let hosts = self.well(segment, block);
+        if let Some(&host) = self.scrub.rng.pick(&hosts)
+            && self.flip(host, segment, block)
+        {
+            self.suspect_blocks(host, segment, BlockRange::new(block, 1));
+        }
+    }
+
+    /// The hosts of a segment's members, if all are there, and have this block, and no damage.
+    fn well(&self, segment: SegmentId, block: u32) -> Vec<usize> {
+        let Some(config) = self.consensus.config(segment) else {
+            return Vec::new();
         };
-        let block = self.scrub.rng.range_u32(0, config.geometry.segment_blocks - 1);
-        let hosts: Vec<usize> = config.members.iter().map(|m| host_of(m.server)).collect();
         let well = config.active == config.epoch
+            && config.members.len() > 1
             && config.members.iter().all(|m| {
                 let h = &self.hosts[host_of(m.server)];
                 h.is_up()
@@ -130,14 +159,9 @@ impl World {
                     })
             });
         if !well {
-            return;
+            return Vec::new();
         }
-        let spared = self.scrub.rng.index(hosts.len());
-        for (at, &host) in hosts.iter().enumerate() {
-            if at != spared {
-                self.flip(host, segment, block);
-            }
-        }
+        config.members.iter().map(|m| host_of(m.server)).collect()
     }
 
     fn flip(&mut self, host: usize, segment: SegmentId, block: u32) -> bool {
