@@ -68,6 +68,15 @@ impl Device {
         &mut self.table
     }
 
+    pub(super) fn look_at_table(&self) -> &DiskTable {
+        &self.table
+    }
+
+    /// Puts the headers right that decayed; how many.
+    pub(super) fn mend_headers(&mut self, store: u128) -> u32 {
+        u32::from(self.table.mend_header(store)) + u32::from(self.meta.mend_slot())
+    }
+
     pub(super) fn meta(&self) -> &ReplicaMeta {
         self.meta.meta()
     }

@@ -43,6 +43,36 @@ impl DiskTable {
     pub(super) fn file(&self) -> &MappedFile {
         &self.file
     }
+
+    /// Puts the header right if it is not; whether it was not.
+    pub(super) fn mend_header(&mut self, store: u128) -> bool {
+        let header = encode_table_header(store, self.segment);
+        let decayed = self.file[..PAGE_BYTES] != header;
+        if decayed {
+            self.file[..PAGE_BYTES].copy_from_slice(&header);
+        }
+        decayed
+    }
+
+    /// The blocks whose entries in `bytes`, the file's from byte `at` on, are not those in memory.
+    pub(super) fn differing(&self, at: usize, bytes: &[u8]) -> Vec<u32> {
+        let memory = self.file.get(at..).unwrap_or_default();
+        let words = bytes.chunks_exact(8).zip(memory.chunks_exact(8));
+        let first = at.saturating_sub(ENTRIES_AT) / 8;
+        let header = ENTRIES_AT.saturating_sub(at) / 8;
+        words
+            .skip(header)
+            .zip(first..)
+            .filter(|((found, kept), _)| found != kept)
+            .filter_map(|(_, block)| u32::try_from(block).ok())
+            .collect()
+    }
+
+    /// Stores the entry of `block` once more, so that the kernel writes its page to the disk.
+    pub(super) fn write_again(&mut self, block: u32) {
+        let sum = self.get(block);
+        self.set(block, &[sum]);
+    }
 }
 
 impl Table for DiskTable {
@@ -96,6 +126,19 @@ impl MetaFile {
         self.file[slot_at(slot.number)..][..PAGE_BYTES].copy_from_slice(&page);
         self.slot = slot;
         Ok(())
+    }
+
+    /// Puts the newest slot right if it is not what was written; whether it was not.
+    pub(super) fn mend_slot(&mut self) -> bool {
+        let at = slot_at(self.slot.number);
+        let Some(page) = self.slot.encode() else {
+            return false;
+        };
+        let decayed = self.file[at..at + PAGE_BYTES] != page;
+        if decayed {
+            self.file[at..at + PAGE_BYTES].copy_from_slice(&page);
+        }
+        decayed
     }
 
     pub(super) fn set_intent(&mut self, regions: &[u32]) {
@@ -245,12 +288,18 @@ pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
     let table_bytes = table_file_bytes(&geometry);
     expect_size(&path, table_bytes)?;
     let file = map(&path, table_bytes)?;
-    match decode_table_header(&file) {
+    let mut table = DiskTable { segment: place.segment, file };
+    match decode_table_header(&table.file) {
         Ok(header) if header == (identity.store, place.segment) => {}
         Ok(_) => return Err(damaged(&path, "it is another replica's")),
+        // The entries vouch for themselves, one by one: should they be another segment's, each
+        // reads as a mismatch. So nothing is blessed by going on with them.
+        Err(PageError::Damaged(what)) => {
+            tracing::warn!(path = %path.display(), what, "the header of a table decayed: written anew");
+            table.mend_header(identity.store);
+        }
         Err(error) => return Err(page_error(error, path)),
     }
-    let table = DiskTable { segment: place.segment, file };
 
     let path = place.path("data");
     let data_bytes = data_file_bytes(&geometry);

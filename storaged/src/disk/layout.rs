@@ -59,6 +59,12 @@ fn unsealed(magic: [u8; 8], page: &[u8]) -> Result<&[u8], PageError> {
     // ours names another version.
     let version = u32_at(page, 8);
     if version > FORMAT_VERSION {
+        // Whole, were it of our version: then that number decayed, and nothing else.
+        let mut ours = page.to_vec();
+        ours[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        if small_sum(&ours[..CHECK_AT]) == u64_at(page, CHECK_AT) {
+            return Err(PageError::Damaged("its version does not match its checksum"));
+        }
         return Err(PageError::Newer(version));
     }
     if small_sum(&page[..CHECK_AT]) != u64_at(page, CHECK_AT) {
@@ -277,8 +283,20 @@ mod tests {
     fn a_newer_page_is_told_apart_from_a_damaged_one() {
         let mut page = IDENTITY.encode();
         page[8] = 3;
+        page[300] = 1;
         assert_eq!(Identity::decode(&page), Err(PageError::Newer(3)));
         assert!(matches!(MetaSlot::decode(&page), Err(PageError::Damaged(_))));
+    }
+
+    /// Else one bit would keep a whole server from starting.
+    #[test]
+    fn a_version_that_decayed_is_not_taken_for_a_newer_one() {
+        for bit in 0..32 {
+            let mut page = encode_table_header(7, SegmentId(1));
+            page[8 + bit / 8] ^= 1 << (bit % 8);
+            let decoded = decode_table_header(&page);
+            assert!(matches!(decoded, Err(PageError::Damaged(_))), "bit {bit}: {decoded:?}");
+        }
     }
 
     #[test]

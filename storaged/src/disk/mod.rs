@@ -13,6 +13,7 @@ mod faults;
 mod files;
 mod layout;
 mod syncer;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -31,9 +32,10 @@ use error::whole_story;
 pub use error::{DiskError, Result};
 pub use faults::{FaultSettings, Faults};
 use files::Place;
-pub use layout::{FORMAT_VERSION, Identity};
+pub use layout::{ENTRIES_AT, FORMAT_VERSION, Identity, PAGE_BYTES};
 pub use syncer::Syncer;
 use syncer::{Answer, Line};
+pub use verify::replica_path;
 
 /// Upper 16 bits of every token this module gives the reactor. Others keep away from it.
 pub const TOKEN_TAG: u64 = 0xD15C << 48;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod killed;
+mod verify;
 
 use std::fs;
 use std::sync::atomic::Ordering;
