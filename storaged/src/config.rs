@@ -5,11 +5,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
 use client_lib::size::parse_bytes;
 use serde::Deserialize;
 use thiserror::Error;
+
+use crate::scrub::SCRUB_MBPS_DEFAULT;
 
 /// One server of the cluster, as every server is told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -69,6 +72,13 @@ pub struct Flags {
     /// What replicas may take here, such as 500G; without it, what the file system has.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
+    /// Read and verify every replica once in this time, such as 7d, 12h or 30m; 0: only when asked
+    /// [default: 7d].
+    #[arg(long, value_name = "TIME", value_parser = parse_period)]
+    pub scrub_period: Option<ScrubPeriod>,
+    /// Read for it no faster than this many megabytes (10^6 bytes) a second [default: 64].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub scrub_mbps: Option<u64>,
     /// Let POST /v1/faults make the disk slow or wrong. For tests.
     #[arg(long)]
     pub allow_faults: bool,
@@ -96,6 +106,9 @@ struct File {
     cluster: Option<String>,
     /// A size, or a number of bytes.
     capacity: Option<toml::Value>,
+    /// A time, or 0.
+    scrub_period: Option<toml::Value>,
+    scrub_mbps: Option<u64>,
     allow_faults: bool,
     insecure: bool,
     exit_on_stdin_close: bool,
@@ -115,6 +128,10 @@ pub struct Config {
     pub bootstrap: bool,
     pub cluster: Option<u64>,
     pub capacity_bytes: Option<u64>,
+    /// None: every replica is read only when somebody asks.
+    pub scrub_period: Option<Duration>,
+    /// Megabytes (10^6 bytes) a second.
+    pub scrub_mbps: u64,
     pub allow_faults: bool,
     pub exit_on_stdin_close: bool,
 }
@@ -147,6 +164,46 @@ fn parse_peer(text: &str) -> Result<PeerConfig, String> {
     let (data, http) = rest.split_once(',').ok_or(wanted)?;
     let id = id.parse().map_err(|_| wanted)?;
     Ok(PeerConfig { id, data: data.to_owned(), http: http.to_owned() })
+}
+
+/// How often to scrub; none is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubPeriod(Option<Duration>);
+
+/// A week: a block that rots while it is not read is found before the next one does, and a full
+/// drive of 38 TB is read in it at the default rate.
+const SCRUB_PERIOD_DEFAULT: ScrubPeriod = ScrubPeriod(Some(Duration::from_secs(7 * 24 * 3600)));
+
+fn parse_period(text: &str) -> Result<ScrubPeriod, String> {
+    let wanted = "want a time such as 7d, 12h, 30m or 90s, or 0 for never";
+    if text == "0" {
+        return Ok(ScrubPeriod(None));
+    }
+    let unit_s: u64 = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 24 * 3600,
+        Some(_) | None => return Err(wanted.to_owned()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wanted)?;
+    match number.checked_mul(unit_s) {
+        Some(0) => Ok(ScrubPeriod(None)),
+        Some(seconds) => Ok(ScrubPeriod(Some(Duration::from_secs(seconds)))),
+        None => Err(wanted.to_owned()),
+    }
+}
+
+fn scrub_period(value: &toml::Value) -> Result<ScrubPeriod, ConfigError> {
+    let text = match value {
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    parse_period(&text).map_err(|reason| ConfigError::Bad {
+        key: "scrub_period",
+        value: text,
+        reason,
+    })
 }
 
 fn address(key: &'static str, value: &str, insecure: bool) -> Result<SocketAddr, ConfigError> {
@@ -219,6 +276,16 @@ impl Config {
             (None, Some(value)) => Some(capacity(value)?),
             (None, None) => None,
         };
+        let ScrubPeriod(scrub_period) = match (flags.scrub_period, &file.scrub_period) {
+            (Some(period), _) => period,
+            (None, Some(value)) => scrub_period(value)?,
+            (None, None) => SCRUB_PERIOD_DEFAULT,
+        };
+        let scrub_mbps = flags.scrub_mbps.or(file.scrub_mbps).unwrap_or(SCRUB_MBPS_DEFAULT);
+        if scrub_mbps == 0 {
+            let reason = "want 1 or more; scrub_period = 0 turns the scrubber off".to_owned();
+            return Err(ConfigError::Bad { key: "scrub_mbps", value: "0".to_owned(), reason });
+        }
         Ok(Config {
             id,
             data_dir: flags.data_dir.or(file.data_dir).ok_or(missing("data_dir", "data-dir"))?,
@@ -231,6 +298,8 @@ impl Config {
             bootstrap: flags.bootstrap || file.bootstrap,
             cluster,
             capacity_bytes,
+            scrub_period,
+            scrub_mbps,
             allow_faults: flags.allow_faults || file.allow_faults,
             exit_on_stdin_close: flags.exit_on_stdin_close || file.exit_on_stdin_close,
         })
@@ -306,6 +375,30 @@ mod tests {
         let flags = Flags::try_parse_from(["storaged", "--capacity", "4GB"]);
         let error = flags.expect_err("GB is ambiguous").to_string();
         assert!(error.contains("--capacity") && error.contains("4GiB"), "{error}");
+    }
+
+    #[test]
+    fn the_scrubber_has_a_period_in_words_and_can_be_turned_off() {
+        let seconds = |s| Some(Duration::from_secs(s));
+        for (text, period) in [
+            ("\"7d\"", seconds(604_800)),
+            ("\"12h\"", seconds(43_200)),
+            ("\"90s\"", seconds(90)),
+            ("\"0\"", None),
+            ("0", None),
+            ("\"0d\"", None),
+        ] {
+            let config = with_file(&format!("scrub_period = {text}\n{SOUND}")).expect("sound");
+            assert_eq!(config.scrub_period, period, "{text}");
+        }
+        let config = with_file(SOUND).expect("it is sound");
+        assert_eq!((config.scrub_period, config.scrub_mbps), (seconds(604_800), 64));
+        for wrong in ["scrub_period = 7", "scrub_period = \"week\"", "scrub_mbps = 0"] {
+            let error = with_file(&format!("{wrong}\n{SOUND}")).expect_err(wrong).to_string();
+            assert!(error.contains("scrub_") && error.contains("want"), "{error}");
+        }
+        let flags = Flags::try_parse_from(["storaged", "--scrub-period", "30m"]).expect("a time");
+        assert_eq!(flags.scrub_period, Some(ScrubPeriod(seconds(1800))));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use smt::{ServerId, Settings, Tick};
 use storaged::config::{Config, Flags};
 use storaged::control::{self, ControlError, Inputs};
 use storaged::disk::{DataDir, Disk, DiskError, DiskOptions, Faults, Syncer};
+use storaged::scrub::{Line, ScrubConfig, Scrubber};
 use storaged::shard::{Identity, Observer, Outlets, Shard, Signals, Traffic};
 use storaged::telemetry::latency::IoStats;
 use tokio::sync::{mpsc, watch};
@@ -111,6 +112,14 @@ fn run(config: Config) -> anyhow::Result<()> {
     let outlets = Outlets { proposals, reports, peer_closed, consensus };
     let syncer = Syncer::start(data_dir.space()).context("start the syncer")?;
 
+    let scrub = ScrubConfig {
+        data_dir: config.data_dir.clone(),
+        segments: data_dir.segments(),
+        period: config.scrub_period,
+        mbps: config.scrub_mbps,
+    };
+    let (asks, asked) = crossbeam::channel::unbounded();
+
     // The reactor belongs to the thread that makes it, and with it the disk and the shard.
     let (ready, started) = std::sync::mpsc::channel();
     let shard_map = Arc::clone(&map);
@@ -131,6 +140,7 @@ fn run(config: Config) -> anyhow::Result<()> {
             let now = Tick(u64::try_from(boot_time().as_nanos())?);
             let brain = Server::new(id, identity.incarnation, settings, now, found);
             let signals = Arc::new(Signals::new(reactor.waker()));
+            let line = Line::new(asks, reactor.waker());
             let who = Identity { id, incarnation: identity.incarnation, cluster };
             let shard = Shard::new(
                 who,
@@ -142,14 +152,15 @@ fn run(config: Config) -> anyhow::Result<()> {
                 signals.clone(),
                 outlets,
                 shard_traffic,
+                asked,
             )?;
-            anyhow::Ok((shard, signals))
+            anyhow::Ok((shard, signals, line))
         })();
         match opened {
-            Ok((shard, signals)) => {
+            Ok((shard, signals, line)) => {
                 let stop = Arc::clone(&signals);
                 // Main waits for this; if it is gone, so is the process.
-                drop(ready.send(Ok(signals)));
+                drop(ready.send(Ok((signals, line))));
                 let outcome = shard.run();
                 // The directory's lock is held until the last file is closed.
                 drop(data_dir);
@@ -164,7 +175,9 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
     });
     let shard = shard.context("start the shard's thread")?;
-    let signals = started.recv().context("the shard's thread died")??;
+    let (signals, line) = started.recv().context("the shard's thread died")??;
+    let scrubber =
+        Scrubber::start(scrub, line, Arc::clone(&stats)).context("start the scrubber")?;
 
     let (stop, stopping) = watch::channel(false);
     if config.exit_on_stdin_close {
@@ -187,6 +200,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         stats,
         traffic,
         faults,
+        scrubber,
         http,
         proposals: proposed,
         reports: reported,

@@ -15,6 +15,8 @@ mod orchestrator;
 mod plane;
 #[path = "http/proposals.rs"]
 mod proposals;
+#[path = "http/scrub.rs"]
+mod scrub;
 
 use plane::*;
 use serde_json::{Value, json};

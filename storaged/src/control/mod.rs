@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::consensus::tcp::{self, TcpTransport};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Peer, ProposeError};
 use crate::disk::Faults;
+use crate::scrub::Scrubber;
 use crate::shard::Traffic;
 use crate::telemetry::latency::IoStats;
 
@@ -54,6 +55,7 @@ pub struct Inputs {
     pub stats: Arc<IoStats>,
     pub traffic: Arc<Traffic>,
     pub faults: Option<Arc<Faults>>,
+    pub scrubber: Scrubber,
     pub http: std::net::TcpListener,
     pub proposals: UnboundedReceiver<Command>,
     pub reports: UnboundedReceiver<Report>,
@@ -101,6 +103,7 @@ struct Inner {
     log: Log,
     scores: Scores,
     faults: Option<Arc<Faults>>,
+    scrubber: Scrubber,
     reports: http::ReportCounters,
     orders: orchestrator::Orders,
     alive: attachments::Alive,
@@ -199,6 +202,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
         stats,
         traffic,
         faults,
+        scrubber,
         http: listener,
         proposals: proposed,
         reports,
@@ -245,6 +249,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
             log,
             scores,
             faults,
+            scrubber,
             reports: http::ReportCounters::default(),
             orders: orchestrator::Orders::default(),
             alive: attachments::Alive::default(),

@@ -11,6 +11,7 @@ mod clients;
 mod connections;
 mod links;
 mod observer;
+mod scrubbing;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client_lib::{Data, frames};
+use crossbeam::channel::Receiver;
 use reactor::{Event as Io, ListenerId, Reactor, StreamId, Waker, boot_time};
 use smt::ids::*;
 use smt::map::Command;
@@ -31,9 +33,11 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::control::SharedMap;
 use crate::disk::{Disk, IoClass};
+use crate::scrub::Ask;
 use connections::{Connection, Greeted};
 use links::Links;
 pub use observer::Observer;
+use scrubbing::Scrubbing;
 use traffic::Counting;
 pub use traffic::{Traffic, TrafficCount};
 
@@ -111,6 +115,7 @@ pub struct Shard {
     heartbeat: Duration,
     actions: Vec<Action<Data>>,
     done: Vec<(SegmentId, IoId, StoreResult<Data>)>,
+    scrubbing: Scrubbing,
 }
 
 fn tick_of(now: Duration) -> Tick {
@@ -133,6 +138,7 @@ impl Shard {
         signals: Arc<Signals>,
         outlets: Outlets,
         traffic: Arc<Traffic>,
+        asks: Receiver<Ask>,
     ) -> Result<Shard, reactor::ReactorError> {
         let listener = reactor.listen(socket)?;
         Ok(Shard {
@@ -154,6 +160,7 @@ impl Shard {
             heartbeat: Duration::ZERO,
             actions: Vec::new(),
             done: Vec::new(),
+            scrubbing: Scrubbing::new(asks),
         })
     }
 
@@ -171,6 +178,8 @@ impl Shard {
                     self.on_io(event);
                 }
             }
+            self.finish_disk_work();
+            self.answer_asks();
             self.finish_disk_work();
             if self.signals.map_changed.swap(false, Ordering::AcqRel) {
                 self.push_map();
@@ -228,7 +237,11 @@ impl Shard {
             self.disk.drain(&mut done);
             let any = !done.is_empty();
             for (segment, io, result) in done.drain(..) {
-                self.tell(Event::StoreDone { segment, io, result });
+                if scrubbing::is_scrubs(io) {
+                    self.scrub_checked(segment, io, result);
+                } else {
+                    self.tell(Event::StoreDone { segment, io, result });
+                }
             }
             self.done = done;
             if !any {
@@ -263,8 +276,7 @@ impl Shard {
             // The receivers live as long as the process; at its end nobody needs to know.
             Action::Propose(command) => drop(self.outlets.proposals.send(command)),
             Action::Report(report) => drop(self.outlets.reports.send(report)),
-            // Nobody asks for comparisons yet.
-            Action::Compared { .. } => {}
+            Action::Compared { io, segment: _, outcome } => self.compared(io, outcome),
         }
     }
 

@@ -141,6 +141,12 @@ impl IoStats {
         add(sum, bytes);
     }
 
+    /// How many requests of clients went to the disk since the beginning.
+    #[must_use]
+    pub fn started_count(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
     /// All counters since the beginning.
     #[must_use]
     pub fn snapshot(&self) -> IoSnapshot {

@@ -17,6 +17,7 @@ use smt::{Incarnation, ServerId};
 use storaged::config::{Config, PeerConfig};
 use storaged::control::{self, ControlError, Inputs, SharedMap};
 use storaged::disk::Faults;
+use storaged::scrub::Scrubber;
 use storaged::telemetry::latency::IoStats;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -145,6 +146,8 @@ pub fn launch_at(
         capacity_bytes: None,
         allow_faults: faults,
         exit_on_stdin_close: false,
+        scrub_period: None,
+        scrub_mbps: 64,
     };
     let map = Arc::new(Mutex::new(Map::new()));
     let (proposals, proposed) = mpsc::unbounded_channel();
@@ -164,6 +167,7 @@ pub fn launch_at(
         stats: Arc::new(IoStats::new()),
         traffic: Arc::default(),
         faults: faults.then(|| Arc::new(Faults::default())),
+        scrubber: Scrubber::absent(),
         http,
         proposals: proposed,
         reports: reported,

@@ -8,6 +8,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use smt::server::Report;
@@ -22,7 +23,8 @@ pub struct ReportCounters {
     mismatched_blocks: Counter,
     repaired_blocks: Counter,
     unverified_blocks: Counter,
-    diverged_blocks: Counter,
+    /// Equal again, and not.
+    divergences: [Counter; 2],
     activations: Counter,
     slow_peers: Counter,
 }
@@ -39,8 +41,10 @@ impl ReportCounters {
                     if *repaired { &self.repaired_blocks } else { &self.mismatched_blocks };
                 counter.inc_by(blocks);
             }
-            Report::Diverged { blocks, .. } => {
-                self.diverged_blocks.inc_by(u64::try_from(blocks.len()).unwrap_or(u64::MAX));
+            Report::Diverged { blocks, repaired, .. } => {
+                let [equal_again, unresolved] = &self.divergences;
+                let counter = if *repaired { equal_again } else { unresolved };
+                counter.inc_by(u64::try_from(blocks.len()).unwrap_or(u64::MAX));
             }
             Report::Unverified { .. } => {
                 self.unverified_blocks.inc();
@@ -62,16 +66,35 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         mismatched_blocks,
         repaired_blocks,
         unverified_blocks,
-        diverged_blocks,
+        divergences,
         activations,
         slow_peers,
     } = control.inner.reports.clone();
+    let mismatches = [repaired_blocks.clone(), mismatched_blocks.clone()];
+    let by_repair = [
+        ("checksum_mismatches", "Blocks that did not match their checksum", mismatches),
+        ("replica_divergences", "Blocks in-sync replicas held differently", divergences),
+    ];
+    for (name, help, [repaired, not]) in by_repair {
+        let family = Family::<[(&str, &str); 1], Counter>::default();
+        for (label, counter) in [("true", repaired), ("false", not)] {
+            family.get_or_create(&[("repaired", label)]).inc_by(counter.get());
+        }
+        registry.register(name, help, family);
+    }
+    let scrub = control.inner.scrubber.status();
+    let read = ConstCounter::new(scrub.bytes_read);
+    registry.register("scrub_bytes", "Bytes of replicas read by the scrubber", read);
+    if let Some(ms) = scrub.last_completed_unix_ms {
+        let at = ConstGauge::new(i64::try_from(ms / 1000).unwrap_or(i64::MAX));
+        let help = "When every replica here had last been read, in seconds since 1970";
+        registry.register("scrub_last_completed_seconds", help, at);
+    }
     let counters = [
         ("replicas_faulted", "Replicas given up because of their disk", faulted),
         ("blocks_mismatched", "Blocks without a good copy", mismatched_blocks),
         ("blocks_repaired", "Blocks replaced by a good copy", repaired_blocks),
         ("blocks_unverified", "Blocks taken though no copy verified", unverified_blocks),
-        ("blocks_diverged", "Blocks that in-sync members held differently", diverged_blocks),
         ("activations", "Segments this server became primary of", activations),
         ("slow_peers", "Members evicted for silence", slow_peers),
     ];

@@ -9,6 +9,7 @@ mod metrics;
 mod objects;
 mod problem;
 mod reads;
+mod scrub;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
@@ -47,6 +48,7 @@ pub fn routes(control: Control) -> Router {
         .route("/v1/score", get(reads::score))
         .route("/v1/scores", get(reads::scores))
         .route("/v1/score/history", get(reads::history))
+        .route("/v1/scrub", get(scrub::show).post(scrub::start).delete(scrub::stop))
         .route(
             "/v1/faults",
             post(changes::set_faults).delete(changes::clear_faults).get(reads::faults),
