@@ -19,6 +19,7 @@ Examples:
   petrel volume create vol1 --size 16G         a new volume
   petrel segment list vol1                     where its segments are
   petrel segment move vol1/0 --to 3            move one, live
+  petrel scrub vol0                            verify every byte of it on every disk
   petrel fault inject 2 --read-latency-ms 80   make a disk slow, and
   petrel migration watch                       watch the data leave it
 
@@ -82,9 +83,53 @@ The score is 0–100. From 50 a server gets no new data, from 70 its segments le
         #[arg(value_name = "ID")]
         id: Option<Id>,
     },
+    /// Read and verify every replica now, repair what has rotted, and say what was found
+    #[command(after_help = SCRUB_HELP)]
+    Scrub(ScrubArgs),
     /// Make a server's disk slow or faulty on purpose (where storaged allows it, as in petrel dev)
     #[command(subcommand)]
     Fault(FaultCommand),
+}
+
+const SCRUB_HELP: &str = "\
+Examples:
+  petrel scrub vol0                    read all of vol0, on every server that holds some of it
+  petrel scrub vol0 --max-mbps 500     faster; each server at most this fast
+  petrel scrub --all --no-wait         everything; `petrel scrub status` shows the rest
+  petrel scrub stop                    call it off, on every server
+
+A block that does not match its checksum (BAD) is replaced from another replica, and so is one that
+in-sync replicas hold differently (DIVERGED; the majority wins). The volume stays in use: nothing
+bad was ever served, and clients go first. Servers scrub by themselves too, once a week.
+Exit codes: 0 all is good, or repaired; 1 something is not, and says what; 3 one is scrubbing
+already; 4 a server could not be reached (the others were scrubbed).";
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct ScrubArgs {
+    #[command(subcommand)]
+    pub command: Option<ScrubCommand>,
+    /// The volume
+    #[arg(value_name = "VOLUME", value_parser = parse_volume_name, required_unless_present = "all")]
+    pub volume: Option<String>,
+    /// Every volume, on every server
+    #[arg(long, conflicts_with = "volume")]
+    pub all: bool,
+    /// Each server reads no faster than this many megabytes (10^6 bytes) a second [default: its own
+    /// scrub_mbps, 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub max_mbps: Option<u64>,
+    /// Return once the servers have begun
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ScrubCommand {
+    /// Show what each server's scrubber does, or did last, and when it is due
+    Status,
+    /// End the scrub that is under way, on every server
+    Stop,
 }
 
 #[derive(Debug, Subcommand)]

@@ -63,6 +63,12 @@ pub enum Error {
     DrainCalledOff { server: String, state: String, segments: u64 },
     #[error("server {server} still holds segments after {seconds} s: {waiting_for}")]
     DrainTimedOut { server: String, seconds: u64, waiting_for: String },
+    #[error("server {server} did not finish its scrub: {why}")]
+    ScrubLost { server: String, why: String },
+    #[error(
+        "not all is good: {bad} blocks could not be repaired, {unread} replicas could not be read, {not_compared} chunks of 256 KiB could not be compared; `petrel segment list` shows whether replicas are missing, the servers' logs name the blocks"
+    )]
+    ScrubFound { bad: u64, unread: u64, not_compared: u64 },
     #[error(transparent)]
     Dev(#[from] DevError),
     #[error("stdout was closed")]
@@ -95,6 +101,8 @@ impl Error {
             | Self::NoSuch { .. }
             | Self::MigrationEnded { .. }
             | Self::DrainTimedOut { .. }
+            | Self::ScrubLost { .. }
+            | Self::ScrubFound { .. }
             | Self::OutputClosed
             | Self::Output(_) => EXIT_FAILED,
             Self::Dev(error) => error.exit_code(),

@@ -108,6 +108,46 @@ pub struct Server {
     pub waiting_for: Option<Texts>,
 }
 
+/// A run of a server's scrubber.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ScrubRun {
+    #[serde(deserialize_with = "or_default")]
+    pub run: u64,
+    #[serde(deserialize_with = "or_default")]
+    pub state: String,
+    pub step: Option<String>,
+    pub outcome: Option<String>,
+    pub volume: Option<String>,
+    pub finished_at: Option<String>,
+    pub bytes_total: u64,
+    pub bytes_done: u64,
+    pub bytes_read: u64,
+    pub segments_unread: u64,
+    pub blocks_bad: u64,
+    pub blocks_repaired: u64,
+    pub blocks_unrepaired: u64,
+    pub blocks_diverged: u64,
+    pub blocks_unresolved: u64,
+    pub chunks_not_compared: u64,
+}
+
+/// What a server says of its scrubber.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ScrubStatus {
+    #[serde(flatten)]
+    pub latest: ScrubRun,
+    pub next_due_at: Option<String>,
+    pub runs: ScrubRuns,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ScrubRuns {
+    pub operator: Option<ScrubRun>,
+}
+
 /// A sentence, or several.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]

@@ -10,6 +10,9 @@ mod fake;
 #[path = "cli/dev.rs"]
 mod dev;
 
+#[path = "cli/scrub.rs"]
+mod scrub;
+
 #[path = "cli/waiting.rs"]
 mod waiting;
 

@@ -6,6 +6,7 @@
 pub mod fault;
 pub mod migration;
 pub mod score;
+pub mod scrub;
 pub mod segment;
 pub mod server;
 pub mod status;
