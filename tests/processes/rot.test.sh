@@ -10,10 +10,17 @@ ROTTEN=2 # the server whose disk rots
 
 # mismatches: blocks found bad so far, by the counters of all servers.
 mismatches() {
-    for url in ${PETREL_CLUSTER//,/ }; do curl -fsS "$url/metrics"; done |
-        awk '/^petrel_checksum_mismatches_total\{repaired="true"\}/ { n += $2 }
-             /^petrel_checksum_mismatches_total\{repaired="false"\}/ { bad += $2 }
-             END { if (bad) exit 1; print n + 0 }'
+    python3 -c "
+import os, sys, urllib.request
+found = {'true': 0, 'false': 0}
+for url in os.environ['PETREL_CLUSTER'].split(','):
+    for line in urllib.request.urlopen(url + '/metrics', timeout=10).read().decode().splitlines():
+        for repaired in found:
+            if line.startswith('petrel_checksum_mismatches_total{repaired=\"%s\"}' % repaired):
+                found[repaired] += int(line.split()[1])
+if found['false']:
+    sys.exit('FAIL: %d blocks were not repaired' % found['false'])
+print(found['true'])"
 }
 
 # scrub WHAT EXPECTED: scrubs vol0; EXPECTED is "bad repaired not-repaired diverged unresolved".
