@@ -4,7 +4,7 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use smt::BlockRange;
+use smt::{BlockRange, Payload};
 use smt::store::StoreRequest;
 use smt::wire::checksum::block_sum;
 
