@@ -120,8 +120,10 @@ impl Worker {
         loop {
             self.tell_when_due();
             self.take_orders();
-            // Nothing is under way that it could end.
-            self.stop = false;
+            if self.waiting.is_empty() {
+                // Nothing is under way that it could end.
+                self.stop = false;
+            }
             let outcome = if let Some((number, wish)) = self.waiting.pop_front() {
                 self.operators(number, wish).await
             } else if self.is_due() {
@@ -142,7 +144,11 @@ impl Worker {
 
     fn take(&mut self, order: Order) {
         match order {
-            Order::Start { number, wish } => self.waiting.push_back((number, wish)),
+            Order::Start { number, wish } => {
+                // Who said stop before this meant another run.
+                self.stop = false;
+                self.waiting.push_back((number, wish));
+            }
             Order::Stop => self.stop = true,
         }
     }
@@ -302,11 +308,12 @@ impl Worker {
     /// Looks for orders: whether the run may go on.
     fn may_go_on(&mut self, pass: &Pass) -> Result<(), Halt> {
         self.take_orders();
-        if std::mem::take(&mut self.stop) {
-            return Err(Halt::Stopped);
-        }
         match pass.whose {
+            // A stop that came behind an order is for that one.
             Whose::Periodic if !self.waiting.is_empty() => Err(Halt::Interrupted),
+            Whose::Periodic | Whose::Operator if std::mem::take(&mut self.stop) => {
+                Err(Halt::Stopped)
+            }
             Whose::Periodic | Whose::Operator => Ok(()),
         }
     }
@@ -350,9 +357,12 @@ impl Worker {
         for replica in left {
             self.may_go_on(pass)?;
             let before = pass.counts.bytes_done;
-            self.read_replica(pass, &replica).await?;
+            let outcome = self.read_replica(pass, &replica).await;
+            pass.counts.bytes_done = before;
+            // One that was cut short is read again from its beginning.
+            outcome?;
             // Also of one that has gone meanwhile.
-            pass.counts.bytes_done = before + bytes(&replica);
+            pass.counts.bytes_done += bytes(&replica);
             pass.counts.segments_done += 1;
             self.save_progress(pass, Some((replica.segment, Step::Reading)));
             self.show(pass, |_| {});

@@ -181,6 +181,8 @@ fn a_newer_format_is_refused_wherever_it_shows() {
             newer.copy_within(4096..8192, 0);
         }
         newer[8..12].copy_from_slice(&3u32.to_le_bytes());
+        // Were this all that differs, it would be a version number that decayed.
+        newer[200] ^= 1;
         overwrite(&path, 0, &newer);
         let error = refusal(directory.path());
         assert!(matches!(error, DiskError::Newer { version: 3, known: 2, .. }), "{error}");

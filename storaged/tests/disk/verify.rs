@@ -4,9 +4,9 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use smt::{BlockRange, Payload};
 use smt::store::StoreRequest;
 use smt::wire::checksum::block_sum;
+use smt::{BlockRange, Payload};
 
 use crate::bench::*;
 
