@@ -39,9 +39,33 @@ pub struct Policy {
     /// more than half: nothing moves, somebody is to look.
     pub group_servers_min: usize,
     pub group_ms: u64,
-    /// A server that is not heard from for this long is not waited for: what it held is rebuilt.
-    pub rebuild_after_ms: u64,
+    /// A server that is not heard from for this long is down, and not waited for: what it held is
+    /// rebuilt.
+    pub down_after_ms: u64,
+    /// Of the servers, how many may be silent at once before it looks like a partition or a power
+    /// cut rather than like dead servers; at least one. Then only last copies are rebuilt.
+    pub hidden_percent_max: usize,
+    /// A server that has been silent for this many times `down_after_ms` is not hidden, but dead.
+    pub dead_after_factor: u64,
 }
+
+impl Policy {
+    /// From when on a server counts as silent: two of its words may be late on a busy machine, and
+    /// no more is needed to hold back.
+    #[must_use]
+    pub fn silent_after_ms(&self) -> u64 {
+        self.down_after_ms.min(SILENT_MS)
+    }
+
+    /// From when on a server is not expected to come back.
+    #[must_use]
+    pub fn dead_after_ms(&self) -> u64 {
+        self.down_after_ms.saturating_mul(self.dead_after_factor)
+    }
+}
+
+/// A server says a word a second, and an answer may take most of one.
+const SILENT_MS: u64 = 5_000;
 
 impl Default for Policy {
     fn default() -> Self {
@@ -54,7 +78,9 @@ impl Default for Policy {
             relieved_percent_max: 10,
             group_servers_min: 3,
             group_ms: 600_000,
-            rebuild_after_ms: 15_000,
+            down_after_ms: 30_000,
+            hidden_percent_max: 10,
+            dead_after_factor: 10,
         }
     }
 }

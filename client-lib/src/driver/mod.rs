@@ -381,6 +381,8 @@ impl Driver {
                     return attachment.abandon(error, &mut self.completions);
                 }
                 attachment.failed_to_learn(format!("it is attached to {owner}"));
+                // Others took it as we tried to: two who take it from each other serve nobody.
+                attachment.options.take_over = false;
                 if waits_for.as_ref() != Some(&owner) {
                     tracing::info!(volume = name, owner, "standing by: it is attached");
                     *waits_for = Some(owner);
