@@ -36,8 +36,8 @@ verify_in_background hidden 45
 sleep 3
 # Not the leader: the two that are hidden have no vote to hold up.
 leader=$(query 'd["leader"]' status)
-hidden=$(for id in 1 2 3 4 5; do [ $id = "$leader" ] || echo $id; done | head -n 2)
-first=$(echo "$hidden" | head -n 1)
+hidden=$(for id in 1 2 3 4 5; do [ $id = "$leader" ] || echo $id; done | head -n 2 | paste -sd' ')
+first=${hidden%% *}
 for id in $hidden; do kill -STOP "$(pid_of "$id")"; done
 PETREL_CLUSTER=$(query "','.join('http://' + s['http'] for s in d['servers'] if str(s['id']) not in '$hidden'.split())" status)
 export PETREL_CLUSTER
