@@ -50,11 +50,11 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// From when on a server counts as silent: two of its words may be late on a busy machine, and
-    /// no more is needed to hold back.
+    /// From when on a server counts as silent, which is enough to hold back. Well before it is
+    /// down: of two that fall silent together, one is heard of a moment later than the other.
     #[must_use]
     pub fn silent_after_ms(&self) -> u64 {
-        self.down_after_ms.min(SILENT_MS)
+        SILENT_MS.min(self.down_after_ms / 3 * 2)
     }
 
     /// From when on a server is not expected to come back.
@@ -64,7 +64,7 @@ impl Policy {
     }
 }
 
-/// A server says a word a second, and an answer may take most of one.
+/// A server says a word a second, and several may be late on a busy machine.
 const SILENT_MS: u64 = 5_000;
 
 impl Default for Policy {

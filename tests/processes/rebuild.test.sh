@@ -8,7 +8,7 @@ COPY_MAX=90
 
 whole() { [ "$(query 'd["segments"]["healthy"] == d["segments"]["total"]' status)" = True ]; }
 waits() { query '"\n".join(d["waiting_for"] or [])' status; }
-says() { waits | grep -q "$1"; }
+says() { waits | grep "$1" >/dev/null; }
 rebuilds() { query "sum(m['cause']['kind'] == 'rebuild' for m in d['migrations'])" migration list; }
 
 echo "--- one of four stays dead"
@@ -38,13 +38,17 @@ sleep 3
 leader=$(query 'd["leader"]' status)
 hidden=$(for id in 1 2 3 4 5; do [ $id = "$leader" ] || echo $id; done | head -n 2 | paste -sd' ')
 first=${hidden%% *}
+# Those that will have one copy left.
+in_both=$(query "' '.join(str(s['index']) for s in d['segments'] if {int(i) for i in '$hidden'.split()} <= {r['server'] for r in s['replicas']})" segment list vol0)
 for id in $hidden; do kill -STOP "$(pid_of "$id")"; done
 PETREL_CLUSTER=$(query "','.join('http://' + s['http'] for s in d['servers'] if str(s['id']) not in '$hidden'.split())" status)
 export PETREL_CLUSTER
 wait_until 30 "it says that rebuilding is frozen, and because of whom" says "server $first for .*frozen"
 sleep $((DOWN_AFTER * 2))
 # Last copies only: what has two of three waits.
-query "'\n'.join('%s of %s copies' % (m['volume'], m['index']) for m in d['migrations'] if m['cause']['kind'] == 'rebuild')" migration list
+others=$(query "[m['index'] for m in d['migrations'] if m['cause']['kind'] == 'rebuild' and str(m['index']) not in '$in_both'.split()]" migration list)
+[ "$others" = "[]" ] || { echo "FAIL: rebuilt though frozen, and no last copies: $others (those are $in_both)"; exit 1; }
+query "'\n'.join('    rebuilt while frozen: %s/%s, the last copy' % (m['volume'], m['index']) for m in d['migrations'] if m['cause']['kind'] == 'rebuild')" migration list
 two=$(query "sum(len([r for r in s['replicas'] if r['role'] != 'joiner']) == 2 and s['migration'] is None for s in d['segments'])" segment list vol0)
 [ "$two" -gt 0 ] || { echo "FAIL: nothing waits with two copies"; waits; exit 1; }
 says "2 of 3 replicas are in sync; waits" || { echo "FAIL: it does not say what waits"; waits; exit 1; }

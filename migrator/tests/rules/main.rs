@@ -435,6 +435,23 @@ fn many_silent_servers_freeze_rebuilding_but_for_last_copies() {
     assert!(!says(&world.look(), &["frozen"]));
 }
 
+/// The first of them must not be taken for dead in the moment before the second is missed.
+#[test]
+fn two_that_are_hidden_one_after_the_other_freeze_rebuilding_before_the_first_is_down() {
+    for down_after_ms in [3_000, 5_000, 30_000] {
+        let mut world = five_servers_of_which_two_are_hidden();
+        world.policy.down_after_ms = down_after_ms;
+        let mut begun = Vec::new();
+        for tick in 0..=down_after_ms / 100 + 5 {
+            world.silence(4, 1_700 + tick * 100);
+            world.silence(5, 1_000 + tick * 100);
+            begun.extend(moves(&world.later(100).decisions));
+        }
+        assert!(says(&world.look(), &["frozen"]));
+        assert!(copies(&world, &begun).is_subset(&BTreeSet::from([1])), "{begun:?}");
+    }
+}
+
 #[test]
 fn a_server_that_came_back_gets_its_replicas_back_though_rebuilding_is_frozen() {
     let mut world = World::new(7, 64);
