@@ -598,6 +598,13 @@ fn change(state: &mut State, route: &str, asked: &serde_json::Value) -> (u16, se
     let Some(volume) = state.volumes.get_mut(name) else {
         return (404, serde_json::json!({ "title": "not found" }));
     };
+    if verb == "attach" && asked["force"] == true && state.rivals > 0 {
+        // Somebody else is quicker.
+        state.rivals -= 1;
+        volume.writer += 1;
+        let (client, owner) = (ClientId(volume.writer), format!("rival-{}", volume.writer));
+        volume.holder = Some(Holder { client, owner, mode: "exclusive".to_owned() });
+    }
     let is_holder = volume.holder.as_ref().is_some_and(|holder| holder.client == client);
     let is_current = is_holder && asked["writer"] == volume.writer;
     let writer = volume.writer;
@@ -612,24 +619,6 @@ fn change(state: &mut State, route: &str, asked: &serde_json::Value) -> (u16, se
         "attach" if is_holder => {}
         "attach" if volume.holder.is_some() && asked["force"] != true => {
             return refused(&volume.holder);
-        }
-        // Somebody else is quicker than the one who takes over.
-        "attach" if asked["force"] == true && state.rivals > 0 => {
-            state.rivals -= 1;
-            volume.writer += 1;
-            let owner = format!("rival-{}", volume.writer);
-            let client = ClientId(volume.writer);
-            volume.holder = Some(Holder { client, owner, mode: "exclusive".to_owned() });
-            assert_ne!(asked["expect_writer"], volume.writer);
-            let attachment = serde_json::json!({
-                "mode": "exclusive",
-                "writer": volume.writer,
-                "clients": [{ "owner": volume.holder.as_ref().map(|holder| &holder.owner) }],
-            });
-            return (
-                409,
-                serde_json::json!({ "detail": "it is attached", "attachment": attachment }),
-            );
         }
         "attach" if asked["force"] == true && asked["expect_writer"] != volume.writer => {
             return refused(&volume.holder);
