@@ -6,9 +6,9 @@
 //! not taken by force from whoever has it since.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use client_lib::{OpenMode, VolumeHandle, VolumeState};
-use reactor::boot_time;
 
 use super::Bridge;
 
@@ -17,11 +17,10 @@ const HANDLES_KEPT: usize = 1 << 10;
 
 impl Bridge {
     /// Gives back the volumes that have had no client for long enough.
-    pub(super) fn look_for_idle(&mut self) {
+    pub(super) fn look_for_idle(&mut self, now: Duration) {
         if self.options.mode == OpenMode::ReadOnly || self.driver.handles_left() < HANDLES_KEPT {
             return;
         }
-        let now = boot_time();
         let used: HashSet<VolumeHandle> =
             self.connections.values().filter_map(|connection| connection.volume()).collect();
         self.idle_since.retain(|volume, _| !used.contains(volume));

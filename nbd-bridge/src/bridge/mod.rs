@@ -138,9 +138,8 @@ impl Bridge {
             }
             self.driver.tick(&mut self.reactor);
             self.answer(&mut ended);
-            self.look_after_catalog();
+            self.look_around();
             self.look_for_fences();
-            self.look_for_idle();
             if let Some(exports) = self.nothing_left() {
                 break Err(BridgeError::Fenced { exports });
             }
@@ -233,7 +232,8 @@ impl Bridge {
         volume
     }
 
-    fn look_after_catalog(&mut self) {
+    /// What does not need to be looked at in every turn.
+    fn look_around(&mut self) {
         let now = boot_time();
         let is_answered = self.catalog.take_answer(&mut self.driver);
         let is_time = now.saturating_sub(self.looked_after) >= Duration::from_millis(100);
@@ -241,6 +241,7 @@ impl Bridge {
             return;
         }
         self.looked_after = now;
+        self.look_for_idle(now);
         let haggling: Vec<StreamId> = (self.connections.iter())
             .filter(|(_, connection)| matches!(connection.phase, Phase::Handshake(_)))
             .map(|(stream, _)| *stream)
