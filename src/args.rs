@@ -191,6 +191,15 @@ Examples:
         #[arg(value_name = "NAME", value_parser = parse_volume_name)]
         name: String,
     },
+    /// Take a volume from whoever has it attached, if he is silent
+    Detach {
+        /// The volume
+        #[arg(value_name = "NAME", value_parser = parse_volume_name)]
+        name: String,
+        /// Take it though he lives: what he writes fails when he hears of it, or is fenced
+        #[arg(long)]
+        force: bool,
+    },
     /// Delete a volume and everything in it
     Delete {
         /// The volume

@@ -72,6 +72,8 @@ pub struct Cluster {
     #[serde(deserialize_with = "or_default")]
     pub segments: SegmentCounts,
     pub migrations_active: Option<u64>,
+    /// What the leader's orchestrator waits for, when it could be asked.
+    pub waiting_for: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -189,6 +191,7 @@ pub struct Volume {
 #[serde(default)]
 pub struct Attachment {
     pub mode: Option<String>,
+    pub writer: Option<u64>,
     pub clients: Vec<AttachedClient>,
 }
 

@@ -281,6 +281,36 @@ fn orders_about_servers_and_volumes_go_where_the_contract_says() {
 }
 
 #[test]
+fn a_volume_is_detached_from_whom_was_seen_to_have_it() {
+    let server = FakeServer::start(|request, _| match request.path.as_str() {
+        "/v1/volumes/v" => {
+            let clients = json!([{"client_id": "5", "owner": "nbd-bridge on a"}]);
+            let attachment = json!({"mode": "exclusive", "writer": 17, "clients": clients});
+            Answer::json(200, &json!({"name": "v", "size_bytes": 4096, "attachment": attachment}))
+        }
+        "/v1/volumes/free" => {
+            Answer::json(200, &json!({"name": "free", "size_bytes": 4096, "attachment": null}))
+        }
+        "/v1/volumes/v/detach" if request.json()["force"] == json!(true) => {
+            Answer::json(200, &json!({"volume": "v", "attached": false}))
+        }
+        "/v1/volumes/v/detach" => {
+            let detail = "volume v is attached to nbd-bridge on a";
+            Answer::json(409, &json!({"title": "attached", "status": 409, "detail": detail}))
+        }
+        _ => Answer::not_found(),
+    });
+    let refused = ask(&server, &["volume", "detach", "v"]).expect_code(3);
+    assert!(refused.stderr.contains("nbd-bridge on a"), "{}", refused.stderr);
+    ask(&server, &["volume", "detach", "v", "--force"]).expect_code(0);
+    let request = server.requests().pop().expect("it was sent");
+    assert_eq!(request.json(), json!({"writer": 17, "force": true}));
+    let free = ask(&server, &["volume", "detach", "free"]).expect_code(0);
+    assert!(free.stdout.contains("nobody"), "{}", free.stdout);
+    ask(&server, &["volume", "detach", "none"]).expect_code(1);
+}
+
+#[test]
 fn segments_and_volumes_are_listed_with_their_replicas() {
     let server = FakeServer::start(|request, _| match request.path.as_str() {
         "/v1/volumes/v" => {

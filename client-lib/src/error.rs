@@ -36,7 +36,7 @@ pub enum VolumeError {
         /// Who has it.
         owner: String,
     },
-    /// The cluster refused to attach the volume.
+    /// The cluster refused to attach the volume, or this process has it open in another way.
     #[error("open volume {name}: {why}")]
     Refused {
         /// The name asked for.

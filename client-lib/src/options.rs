@@ -1,5 +1,6 @@
 //! Options: how a volume is opened, and in whose name.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Bytes of an owner's name that the cluster takes.
@@ -45,6 +46,18 @@ impl Default for OpenOptions {
             wait: true,
             owner: format!("{program} on {host} (pid {})", std::process::id()),
         }
+    }
+}
+
+impl fmt::Display for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OpenOptions { mode, take_over, wait, owner } = self;
+        let mode = match mode {
+            OpenMode::Exclusive => "exclusive",
+            OpenMode::Shared => "shared",
+            OpenMode::ReadOnly => "read-only",
+        };
+        write!(f, "mode {mode}, take_over {take_over}, wait {wait}, owner {owner:?}")
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Memory {
     short_since: BTreeMap<SegmentId, u64>,
     /// The members each segment had when it was last seen whole: who left, once it is not.
     whole: BTreeMap<SegmentId, Vec<ServerId>>,
+    /// Servers that are down and of which nothing is missing any more: they hide nothing.
+    replaced: BTreeSet<ServerId>,
     /// When a decision on a segment was last made: the map needs a moment to show it.
     decided: BTreeMap<SegmentId, u64>,
 }
@@ -37,6 +39,8 @@ struct Planning<'a> {
     /// Segments that are joining, or get a joiner by this plan.
     moving: usize,
     moves_max: usize,
+    /// So many servers are silent that what they held is not rebuilt, last copies excepted.
+    is_dark: bool,
     planned_in: BTreeMap<ServerId, u32>,
     planned_in_bytes: BTreeMap<ServerId, u64>,
     planned_out: BTreeMap<ServerId, u32>,
@@ -69,6 +73,8 @@ struct Wish<'a> {
     cause: Cause,
     /// Lower goes first, whatever it is worth: in a rebuild, the copies that are left.
     rank: usize,
+    /// The last copy there is: it may use the wide budget.
+    is_last_copy: bool,
     worth: f64,
     why: String,
 }
@@ -81,12 +87,14 @@ pub fn plan(view: View<'_>, policy: &Policy, memory: &mut Memory) -> Plan {
         policy,
         moving: view.map.segments().filter(|c| c.joining.is_some()).count(),
         moves_max: if wide { policy.moves_wide_max } else { policy.moves_max },
+        is_dark: false,
         planned_in: BTreeMap::new(),
         planned_in_bytes: BTreeMap::new(),
         planned_out: BTreeMap::new(),
         ill: BTreeSet::new(),
         plan: Plan::default(),
     };
+    planning.look_for_darkness(memory);
     let rebuilds = planning.rebuilds(memory);
     let draining: BTreeSet<ServerId> =
         view.map.servers().filter(|s| s.state == ServerState::Draining).map(|s| s.id).collect();
@@ -130,20 +138,66 @@ impl<'a> Planning<'a> {
     }
 
     fn is_silent(&self, server: ServerId) -> bool {
-        self.health(server).silent_ms >= self.policy.rebuild_after_ms
+        self.health(server).silent_ms >= self.policy.down_after_ms
     }
 
-    /// Whether nothing may be moved there: at risk itself, or not heard from.
+    /// Many servers that fall silent together are hidden rather than dead, by a partition or a
+    /// power cut: copying what they hold would load those that are left, and be for nothing.
+    fn look_for_darkness(&mut self, memory: &mut Memory) {
+        let policy = self.policy;
+        let map = self.view.map;
+        let counted: Vec<ServerId> =
+            map.servers().filter(|s| s.state != ServerState::Removed).map(|s| s.id).collect();
+        let silent_ms = |server: &ServerId| self.health(*server).silent_ms;
+        let is_whole = map.segments().all(|c| c.members.len() >= usize::from(c.replicas));
+        memory.replaced.retain(|server| silent_ms(server) >= policy.silent_after_ms());
+        if is_whole {
+            let down = counted.iter().filter(|server| self.is_silent(**server));
+            memory.replaced.extend(down.filter(|s| map.segments_of(**s).next().is_none()));
+        }
+        let hidden: Vec<ServerId> = counted
+            .iter()
+            .filter(|server| !memory.replaced.contains(server))
+            .filter(|s| (policy.silent_after_ms()..policy.dead_after_ms()).contains(&silent_ms(s)))
+            .copied()
+            .collect();
+        let most = (counted.len() * policy.hidden_percent_max / 100).max(1);
+        if hidden.len() <= most {
+            return;
+        }
+        let named: Vec<String> = (hidden.iter())
+            .map(|id| format!("server {id} for {} s", silent_ms(id) / 1000))
+            .collect();
+        self.is_dark = true;
+        self.plan.waits.push(format!(
+            "{} of {} servers are silent ({}): this looks like a partition or a power cut, and \
+             rebuilding is frozen but for last copies, until at most {most} of them is silent; \
+             those who stay away for {} s, or are removed by an operator, count no more",
+            hidden.len(),
+            counted.len(),
+            named.join(", "),
+            policy.dead_after_ms() / 1000
+        ));
+    }
+
+    /// Whether nothing may be moved there: at risk itself, not heard from, or busy.
     fn is_no_target(&self, server: ServerId) -> bool {
+        self.is_at_risk(server) || !self.has_slot(server)
+    }
+
+    /// Whether one more may be moved there now.
+    fn has_slot(&self, server: ServerId) -> bool {
+        let planned = self.planned_in.get(&server).copied().unwrap_or(0);
+        planned + self.view.map.slots(server).incoming < smt::placement::IN_SLOTS_MAX
+    }
+
+    fn is_at_risk(&self, server: ServerId) -> bool {
         let health = self.health(server);
         let shadow = self.policy.thresholds.shadow;
         self.ill.contains(&server)
             || at_least(health.score, shadow)
             || at_least(health.score_high, shadow)
-            || health.silent_ms >= 5000
-            || self.planned_in.get(&server).copied().unwrap_or(0)
-                + self.view.map.slots(server).incoming
-                >= smt::placement::IN_SLOTS_MAX
+            || health.silent_ms >= self.policy.silent_after_ms()
     }
 
     fn is_resting(&self, memory: &Memory, segment: SegmentId) -> bool {
@@ -182,9 +236,17 @@ impl<'a> Planning<'a> {
             }
             let why = format!("{have} of {wanted} replicas are in sync");
             let known = memory.whole.get(&config.segment).map_or(&[][..], Vec::as_slice);
+            let is_last_copy = have == 1;
             let rather_to = match self.lost(config, known, waited_ms) {
                 Lost::Gone => None,
                 Lost::Back(server) => Some(server),
+                Lost::Elsewhere if self.is_dark && !is_last_copy => {
+                    let name = self.name(config);
+                    self.plan.waits.push(format!(
+                        "{name}: {why}; waits, so many servers are silent that rebuilding is frozen"
+                    ));
+                    continue;
+                }
                 // Right after an eviction its cause may still be shaking other members.
                 Lost::Elsewhere if waited_ms >= SETTLE_MS => None,
                 Lost::Elsewhere => continue,
@@ -192,7 +254,7 @@ impl<'a> Planning<'a> {
                     let name = self.name(config);
                     self.plan.waits.push(format!(
                         "{name}: {why}; waits for server {server} to come back, {} s at most",
-                        self.policy.rebuild_after_ms / 1000
+                        self.policy.down_after_ms.div_ceil(1000)
                     ));
                     continue;
                 }
@@ -204,7 +266,16 @@ impl<'a> Planning<'a> {
                 mode: None,
             };
             let worth = self.worth(config, 1.0);
-            wishes.push(Wish { config, from: None, rather_to, cause, rank: have, worth, why });
+            wishes.push(Wish {
+                config,
+                from: None,
+                rather_to,
+                cause,
+                rank: have,
+                is_last_copy,
+                worth,
+                why,
+            });
         }
         let map = self.view.map;
         memory.short_since.retain(|segment, _| map.segment(*segment).is_some());
@@ -229,10 +300,10 @@ impl<'a> Planning<'a> {
             let silent_ms = self.health(server.id).silent_ms;
             // Two missed words: one may be late on a busy machine.
             let is_away = if is_known { silent_ms >= waited_ms } else { silent_ms >= SETTLE_MS };
-            if is_away && silent_ms < self.policy.rebuild_after_ms {
+            if is_away && silent_ms < self.policy.down_after_ms {
                 return Lost::Away(server.id);
             }
-            if is_known && !is_away && !self.is_no_target(server.id) {
+            if is_known && !is_away && !self.is_at_risk(server.id) {
                 fate = Lost::Back(server.id);
             }
         }
@@ -289,6 +360,7 @@ impl<'a> Planning<'a> {
                     rather_to: None,
                     cause: cause.clone(),
                     rank: 0,
+                    is_last_copy: false,
                     worth,
                     why,
                 });
@@ -398,7 +470,7 @@ impl<'a> Planning<'a> {
                     && !ill.contains(&s)
                     && !draining.contains(&s)
                     && !at_least(self.health(s).score, self.policy.thresholds.shadow)
-                    && self.health(s).silent_ms < 5000
+                    && self.health(s).silent_ms < self.policy.silent_after_ms()
             });
             if let Some(server) = heir {
                 memory.decided.insert(config.segment, self.view.now_ms);
@@ -417,7 +489,8 @@ impl<'a> Planning<'a> {
             let by_worth = b.worth.total_cmp(&a.worth);
             a.rank.cmp(&b.rank).then(by_worth).then(a.config.segment.cmp(&b.config.segment))
         });
-        for Wish { config, from, rather_to, cause, rank: _, worth: _, why } in wishes {
+        for Wish { config, from, rather_to, cause, rank: _, is_last_copy, worth: _, why } in wishes
+        {
             let what = self.name(config);
             if let Some(heir) = config.transfer {
                 self.plan.waits.push(format!(
@@ -429,10 +502,18 @@ impl<'a> Planning<'a> {
             if self.is_resting(memory, config.segment) {
                 continue;
             }
-            if self.moving >= self.moves_max {
+            let wide_max = if is_last_copy { self.policy.moves_wide_max } else { 0 };
+            if self.moving >= self.moves_max.max(wide_max) {
                 self.plan.waits.push(format!(
                     "{what}: {why}; waits, {} migrations are under way",
                     self.moving
+                ));
+                continue;
+            }
+            // Its turn comes sooner than a whole copy is made elsewhere.
+            if let Some(server) = rather_to.filter(|server| !self.has_slot(*server)) {
+                self.plan.waits.push(format!(
+                    "{what}: {why}; waits for its turn at server {server} which has an old copy"
                 ));
                 continue;
             }

@@ -39,9 +39,33 @@ pub struct Policy {
     /// more than half: nothing moves, somebody is to look.
     pub group_servers_min: usize,
     pub group_ms: u64,
-    /// A server that is not heard from for this long is not waited for: what it held is rebuilt.
-    pub rebuild_after_ms: u64,
+    /// A server that is not heard from for this long is down, and not waited for: what it held is
+    /// rebuilt.
+    pub down_after_ms: u64,
+    /// Of the servers, how many may be silent at once before it looks like a partition or a power
+    /// cut rather than like dead servers; at least one. Then only last copies are rebuilt.
+    pub hidden_percent_max: usize,
+    /// A server that has been silent for this many times `down_after_ms` is not hidden, but dead.
+    pub dead_after_factor: u64,
 }
+
+impl Policy {
+    /// From when on a server counts as silent, which is enough to hold back. Well before it is
+    /// down: of two that fall silent together, one is heard of a moment later than the other.
+    #[must_use]
+    pub fn silent_after_ms(&self) -> u64 {
+        SILENT_MS.min(self.down_after_ms / 3 * 2)
+    }
+
+    /// From when on a server is not expected to come back.
+    #[must_use]
+    pub fn dead_after_ms(&self) -> u64 {
+        self.down_after_ms.saturating_mul(self.dead_after_factor)
+    }
+}
+
+/// A server says a word a second, and several may be late on a busy machine.
+const SILENT_MS: u64 = 5_000;
 
 impl Default for Policy {
     fn default() -> Self {
@@ -54,7 +78,9 @@ impl Default for Policy {
             relieved_percent_max: 10,
             group_servers_min: 3,
             group_ms: 600_000,
-            rebuild_after_ms: 15_000,
+            down_after_ms: 30_000,
+            hidden_percent_max: 10,
+            dead_after_factor: 10,
         }
     }
 }

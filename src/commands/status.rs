@@ -8,6 +8,9 @@ use crate::error::Error;
 use crate::model::Cluster;
 use crate::output::or_dash;
 
+/// What concerns everything comes first in the list; what concerns one segment is like the next.
+const WAITS_SHOWN: usize = 4;
+
 pub fn run(context: &Context) -> Result<(), Error> {
     const DOING: &str = "read the cluster's status";
     const ROUTE: &str = "/v1/cluster";
@@ -28,6 +31,7 @@ fn render(cluster: &Cluster) -> String {
         volumes,
         segments,
         migrations_active,
+        waiting_for,
     } = cluster;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -54,6 +58,13 @@ fn render(cluster: &Cluster) -> String {
         ),
     );
     line("migrations", format!("{} under way", or_dash(migrations_active.as_ref())));
+    let waits = waiting_for.as_deref().unwrap_or_default();
+    for wait in waits.iter().take(WAITS_SHOWN) {
+        line("waits", wait.clone());
+    }
+    if let Some(more) = waits.len().checked_sub(WAITS_SHOWN).filter(|more| *more > 0) {
+        line("waits", format!("and for {more} more (--json shows all)"));
+    }
     text.push('\n');
     text.push_str(&server::render(servers));
     text

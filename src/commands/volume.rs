@@ -1,4 +1,4 @@
-//! `petrel volume`: create, list, show, delete.
+//! `petrel volume`: create, list, show, detach, delete.
 
 use std::fmt::Write as _;
 
@@ -18,6 +18,7 @@ pub fn run(context: &Context, command: &VolumeCommand) -> Result<(), Error> {
         VolumeCommand::Create(create) => self::create(context, create),
         VolumeCommand::List => list(context),
         VolumeCommand::Show { name } => show(context, name),
+        VolumeCommand::Detach { name, force } => detach(context, name, *force),
         VolumeCommand::Delete { name, force } => delete(context, name, *force),
     }
 }
@@ -88,6 +89,20 @@ fn show(context: &Context, name: &str) -> Result<(), Error> {
     )
     .expect("writing to a String cannot fail");
     context.output.text(&text)
+}
+
+/// Takes it from those who are seen to have it, and from nobody who took it since.
+fn detach(context: &Context, name: &str, force: bool) -> Result<(), Error> {
+    let doing = format!("detach volume {name}");
+    let route = format!("/v1/volumes/{}", encode(name));
+    let volume: Volume = context.client.get_as(&doing, &route)?;
+    let value = json!({"volume": name, "attached": false});
+    let Some(held) = volume.attachment else {
+        return context.confirm(&value, &value, &format!("volume {name} is attached to nobody"));
+    };
+    let body = json!({"writer": held.writer, "force": force});
+    let answer = context.client.post(&doing, &format!("{route}/detach"), &body)?;
+    context.confirm(&answer, &value, &format!("volume {name} is detached"))
 }
 
 fn delete(context: &Context, name: &str, force: bool) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -56,12 +57,16 @@ pub struct DevArgs {
     #[arg(long, value_name = "HOST:PORT")]
     pub http: Option<HttpListen>,
 
+    /// Rebuild elsewhere what a server held that was silent for this long, such as 3s or 5m [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub down_after: Option<Duration>,
+
     /// Return once the cluster is ready, and leave it running in the background
     #[arg(long)]
     pub detach: bool,
 
     /// Stop the cluster that runs in DIR
-    #[arg(long, conflicts_with_all = ["detach", "servers", "replicas", "segment_size", "volumes", "nbd", "http", "no_restart"])]
+    #[arg(long, conflicts_with_all = ["detach", "servers", "replicas", "segment_size", "volumes", "nbd", "http", "down_after", "no_restart"])]
     pub stop: bool,
 
     /// Leave a child that dies dead (otherwise it is started again after 1 s)

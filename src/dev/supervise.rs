@@ -259,6 +259,8 @@ struct ServerConfig<'a> {
     tier: &'static str,
     bootstrap: bool,
     allow_faults: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_after: Option<String>,
     /// Everybody, this server too. Last, because TOML wants tables after values.
     peers: Vec<Peer>,
 }
@@ -298,6 +300,7 @@ fn server(
         // Never over a cluster that has formed: if server 1's data went missing, it must rejoin.
         bootstrap: id == 1 && !manifest.formed,
         allow_faults: true,
+        down_after: args.down_after.map(|time| humantime::format_duration(time).to_string()),
         peers: peers.collect(),
     };
     let path = home.join("storaged.toml");

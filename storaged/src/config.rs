@@ -79,6 +79,10 @@ pub struct Flags {
     /// Read for it no faster than this many megabytes (10^6 bytes) a second [default: 64].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub scrub_mbps: Option<u64>,
+    /// A server not heard from for this long is down: what it held is rebuilt elsewhere. Such as
+    /// 30s or 5m; what the leader was given counts, so give all servers the same.
+    #[arg(long, value_name = "TIME", value_parser = parse_down_after)]
+    pub down_after: Option<Duration>,
     /// Let POST /v1/faults make the disk slow or wrong. For tests.
     #[arg(long)]
     pub allow_faults: bool,
@@ -109,6 +113,7 @@ struct File {
     /// A time, or 0.
     scrub_period: Option<toml::Value>,
     scrub_mbps: Option<u64>,
+    down_after: Option<String>,
     allow_faults: bool,
     insecure: bool,
     exit_on_stdin_close: bool,
@@ -132,6 +137,7 @@ pub struct Config {
     pub scrub_period: Option<Duration>,
     /// Megabytes (10^6 bytes) a second.
     pub scrub_mbps: u64,
+    pub down_after: Duration,
     pub allow_faults: bool,
     pub exit_on_stdin_close: bool,
 }
@@ -229,6 +235,26 @@ fn capacity(value: &toml::Value) -> Result<u64, ConfigError> {
     }
 }
 
+/// A process that is restarted, or a machine that pauses, is back by then, and its old copies are
+/// cheaper than new ones (DESIGN 6).
+pub const DOWN_AFTER: Duration = Duration::from_secs(30);
+/// Servers say a word a second, and one or two may be late.
+const DOWN_AFTER_MIN: Duration = Duration::from_secs(3);
+
+/// A time after which a silent server is down, such as `30s` or `5m`.
+///
+/// # Errors
+/// In words, what is wrong with it.
+pub fn parse_down_after(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; want a time such as \"30s\" or \"5m\""))?;
+    if time < DOWN_AFTER_MIN {
+        let least = DOWN_AFTER_MIN.as_secs();
+        return Err(format!("want {least} s at least: servers speak once a second"));
+    }
+    Ok(time)
+}
+
 fn read(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -286,6 +312,14 @@ impl Config {
             let reason = "want 1 or more; scrub_period = 0 turns the scrubber off".to_owned();
             return Err(ConfigError::Bad { key: "scrub_mbps", value: "0".to_owned(), reason });
         }
+        let down_after =
+            match (flags.down_after, file.down_after) {
+                (Some(time), _) => time,
+                (None, None) => DOWN_AFTER,
+                (None, Some(text)) => parse_down_after(&text).map_err(|reason| {
+                    ConfigError::Bad { key: "down_after", value: text, reason }
+                })?,
+            };
         Ok(Config {
             id,
             data_dir: flags.data_dir.or(file.data_dir).ok_or(missing("data_dir", "data-dir"))?,
@@ -300,6 +334,7 @@ impl Config {
             capacity_bytes,
             scrub_period,
             scrub_mbps,
+            down_after,
             allow_faults: flags.allow_faults || file.allow_faults,
             exit_on_stdin_close: flags.exit_on_stdin_close || file.exit_on_stdin_close,
         })
@@ -399,6 +434,19 @@ mod tests {
         }
         let flags = Flags::try_parse_from(["storaged", "--scrub-period", "30m"]).expect("a time");
         assert_eq!(flags.scrub_period, Some(ScrubPeriod(seconds(1800))));
+    }
+
+    #[test]
+    fn the_time_after_which_a_server_is_down_is_30_s_unless_it_is_said() {
+        assert_eq!(with_file(SOUND).expect("it is sound").down_after, Duration::from_secs(30));
+        let file = format!("down_after = \"5m\"\n{SOUND}");
+        assert_eq!(with_file(&file).expect("it is sound").down_after, Duration::from_secs(300));
+        for text in ["1s", "30", "soon", "-3s"] {
+            let error = with_file(&format!("down_after = {text:?}\n{SOUND}")).expect_err(text);
+            assert!(error.to_string().contains("down_after"), "{error}");
+        }
+        let flags = Flags::try_parse_from(["storaged", "--down-after", "3s"]).expect("a time");
+        assert_eq!(flags.down_after, Some(Duration::from_secs(3)));
     }
 
     #[test]

@@ -404,7 +404,7 @@ fn a_child_that_cannot_start_is_shown_with_the_end_of_its_log() {
 #[test]
 fn a_cluster_that_does_not_form_in_time_is_given_up_with_what_it_lacks() {
     let lab = Lab::new();
-    let line = ["--startup-timeout-s", "2"];
+    let line = ["--startup-timeout-s", "6"];
     let ran = lab.run_with(&[("FAKE_NO_LEADER", "1")], &line).expect_code(1);
     assert!(ran.stderr.contains("no leader has been elected"), "{}", ran.stderr);
     assert!(ran.stderr.contains("server-1.log"), "{}", ran.stderr);

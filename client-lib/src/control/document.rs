@@ -62,6 +62,9 @@ pub(super) struct RawProblem {
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct RawAttachment {
+    /// The token under which it is held.
+    #[serde(default)]
+    pub writer: Option<u64>,
     clients: Vec<RawClient>,
 }
 

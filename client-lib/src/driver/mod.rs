@@ -180,6 +180,25 @@ impl Driver {
         }
     }
 
+    /// Gives back a volume that nobody uses any more. What is under way on it is completed as
+    /// stopped, and so is whatever its handle is used for later.
+    pub fn close(&mut self, volume: VolumeHandle) {
+        self.volumes[volume.0].attachment.end(VolumeError::Stopped, &mut self.completions);
+        self.look_at_end(volume.0);
+    }
+
+    /// Whether something that was asked of a volume has not ended.
+    #[must_use]
+    pub fn is_busy(&self, volume: VolumeHandle) -> bool {
+        self.volumes[volume.0].attachment.in_flight() > 0
+    }
+
+    /// How many volumes may still be opened.
+    #[must_use]
+    pub fn handles_left(&self) -> usize {
+        ATTACHMENTS_MAX - self.volumes.len()
+    }
+
     /// What has ended since the last call.
     pub fn completions(&mut self) -> impl Iterator<Item = Completion> {
         self.completions.drain(..)
@@ -381,6 +400,8 @@ impl Driver {
                     return attachment.abandon(error, &mut self.completions);
                 }
                 attachment.failed_to_learn(format!("it is attached to {owner}"));
+                // Others took it as we tried to: two who take it from each other serve nobody.
+                attachment.options.take_over = false;
                 if waits_for.as_ref() != Some(&owner) {
                     tracing::info!(volume = name, owner, "standing by: it is attached");
                     *waits_for = Some(owner);

@@ -91,6 +91,8 @@ struct Thread {
     opening: Vec<Opening>,
     /// Volumes by what they are opened for, opened or being opened.
     volumes: HashMap<(String, OpenMode), VolumeHandle>,
+    /// How each was opened.
+    options: HashMap<VolumeHandle, OpenOptions>,
     sizes: HashMap<VolumeHandle, Arc<AtomicU64>>,
     waiting: HashMap<u64, Giver<Result<Pieces, VolumeError>>>,
     last: u64,
@@ -106,6 +108,7 @@ impl Thread {
             commands,
             opening: Vec::new(),
             volumes: HashMap::new(),
+            options: HashMap::new(),
             sizes: HashMap::new(),
             waiting: HashMap::new(),
             last: 0,
@@ -126,6 +129,10 @@ impl Thread {
             while let Ok(command) = self.commands.try_recv() {
                 match command {
                     Command::Open { name, options, timeout, giver } => {
+                        if let Err(error) = self.agree(&name, &options) {
+                            giver.give(Err(error));
+                            continue;
+                        }
                         let volume = self.open(&name, options);
                         let since = boot_time();
                         self.opening.push(Opening { volume, name, since, timeout, giver });
@@ -147,6 +154,24 @@ impl Thread {
         }
     }
 
+    /// A volume is attached once, and so in one way. Who wants it in another is told, instead of
+    /// getting it as somebody else wanted it.
+    fn agree(&self, name: &str, options: &OpenOptions) -> Result<(), VolumeError> {
+        if options.mode == OpenMode::ReadOnly {
+            return Ok(());
+        }
+        for mode in [OpenMode::Exclusive, OpenMode::Shared] {
+            let known = self.volumes.get(&(name.to_owned(), mode));
+            let known = known.filter(|v| !matches!(self.driver.state(**v), VolumeState::Closed(_)));
+            let opened = known.and_then(|volume| self.options.get(volume));
+            if let Some(opened) = opened.filter(|opened| *opened != options) {
+                let why = format!("it is open here already, with {opened}, not with {options}");
+                return Err(VolumeError::Refused { name: name.to_owned(), why });
+            }
+        }
+        Ok(())
+    }
+
     fn open(&mut self, name: &str, options: OpenOptions) -> VolumeHandle {
         let key = (name.to_owned(), options.mode);
         let known = self
@@ -154,8 +179,9 @@ impl Thread {
             .get(&key)
             .copied()
             .filter(|volume| !matches!(self.driver.state(*volume), VolumeState::Closed(_)));
-        let volume = known.unwrap_or_else(|| self.driver.open_volume(name, options));
+        let volume = known.unwrap_or_else(|| self.driver.open_volume(name, options.clone()));
         self.volumes.insert(key, volume);
+        self.options.entry(volume).or_insert(options);
         volume
     }
 

@@ -85,6 +85,8 @@ struct State {
     fences: HashMap<SegmentId, u64>,
     /// Whether fences are told to come again.
     holds_fences: bool,
+    /// How many take-overs find that somebody else was quicker.
+    rivals: usize,
     /// Whether the next volume that is attached is deleted at once, and made anew.
     recreates: bool,
     keep_alives: u64,
@@ -210,6 +212,11 @@ impl Fake {
         let state = self.state();
         let FakeVolume { segments, writer, .. } = &state.volumes[name];
         segments.iter().filter(|c| state.fences.get(&c.segment) == Some(writer)).count()
+    }
+
+    /// So many take-overs from now on find that somebody else was quicker.
+    pub fn send_rivals(&self, count: usize) {
+        self.state().rivals = count;
     }
 
     /// The next volume that is attached is deleted at once, and another one has its name.
@@ -591,17 +598,29 @@ fn change(state: &mut State, route: &str, asked: &serde_json::Value) -> (u16, se
     let Some(volume) = state.volumes.get_mut(name) else {
         return (404, serde_json::json!({ "title": "not found" }));
     };
+    if verb == "attach" && asked["force"] == true && state.rivals > 0 {
+        // Somebody else is quicker.
+        state.rivals -= 1;
+        volume.writer += 1;
+        let (client, owner) = (ClientId(volume.writer), format!("rival-{}", volume.writer));
+        volume.holder = Some(Holder { client, owner, mode: "exclusive".to_owned() });
+    }
     let is_holder = volume.holder.as_ref().is_some_and(|holder| holder.client == client);
     let is_current = is_holder && asked["writer"] == volume.writer;
-    let refused = |holder: &Option<Holder>| {
+    let writer = volume.writer;
+    let refused = move |holder: &Option<Holder>| {
         let clients: Vec<serde_json::Value> =
             (holder.iter()).map(|holder| serde_json::json!({ "owner": holder.owner })).collect();
-        let attachment = serde_json::json!({ "mode": "exclusive", "clients": clients });
+        let attachment =
+            serde_json::json!({ "mode": "exclusive", "writer": writer, "clients": clients });
         (409, serde_json::json!({ "detail": "it is attached", "attachment": attachment }))
     };
     match verb {
         "attach" if is_holder => {}
         "attach" if volume.holder.is_some() && asked["force"] != true => {
+            return refused(&volume.holder);
+        }
+        "attach" if asked["force"] == true && asked["expect_writer"] != volume.writer => {
             return refused(&volume.holder);
         }
         "attach" => {

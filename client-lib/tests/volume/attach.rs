@@ -107,6 +107,60 @@ fn a_take_over_fences_who_had_the_volume_and_he_stays_fenced() {
 }
 
 #[test]
+fn a_take_over_that_finds_somebody_else_looks_once_more() {
+    let fake = fake();
+    let held = Volume::open_with(&cluster(&fake), "vol0", named("a")).wait().expect("it is free");
+    fake.send_rivals(1);
+    let new = Volume::open_with(&cluster(&fake), "vol0", taking("b")).wait().expect("by force");
+    assert_eq!(fake.holder("vol0").map(|holder| holder.owner), Some("b".to_owned()));
+    drop((held, new));
+}
+
+#[test]
+fn a_take_over_that_is_beaten_twice_takes_the_volume_from_nobody_any_more() {
+    let fake = fake();
+    let held = Volume::open_with(&cluster(&fake), "vol0", named("a")).wait().expect("it is free");
+    fake.send_rivals(2);
+    let hasty = OpenOptions { wait: false, ..taking("b") };
+    let error = Volume::open_with(&cluster(&fake), "vol0", hasty).wait().expect_err("it is held");
+    assert!(matches!(&error, VolumeError::Attached { owner, .. } if owner == "rival-3"), "{error}");
+    // One who may wait stands by, as if he had never asked for force.
+    fake.send_rivals(2);
+    let patient = cluster(&fake).with_open_timeout(Some(Duration::from_secs(3)));
+    let error = Volume::open_with(&patient, "vol0", taking("c")).wait().expect_err("it is held");
+    assert!(error.to_string().contains("attached to rival-5"), "{error}");
+    assert_eq!(fake.holder("vol0").map(|holder| holder.owner), Some("rival-5".to_owned()));
+    drop(held);
+}
+
+#[test]
+fn a_volume_is_open_in_one_way_at_a_time() {
+    let fake = fake();
+    let cluster = cluster(&fake);
+    let held = Volume::open_with(&cluster, "vol0", named("a")).wait().expect("it is free");
+    let again = Volume::open_with(&cluster, "vol0", named("a")).wait().expect("in the same way");
+    again.write(0, &[5; 4096]).wait().expect("it is the same");
+    let shared = OpenOptions { mode: OpenMode::Shared, ..named("a") };
+    for other in [taking("a"), named("b"), shared.clone()] {
+        let error = Volume::open_with(&cluster, "vol0", other).wait().expect_err("it is not");
+        let said = error.to_string();
+        assert!(matches!(error, VolumeError::Refused { .. }), "{error:?}");
+        assert!(said.contains("open here already") && said.contains("owner \"a\""), "{said}");
+    }
+    Volume::open_with(&cluster, "vol0", OpenOptions::read_only())
+        .wait()
+        .expect("that attaches not");
+    // Lost, it is open no more.
+    fake.take_over("vol0", "b", false);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while held.read(0, &mut [0; 4096]).wait() != Err(VolumeError::Fenced) {
+        assert!(Instant::now() < deadline, "it was never told");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Volume::open_with(&cluster, "vol0", taking("a")).wait().expect("it is taken back");
+}
+
+#[test]
 fn who_asks_for_nothing_hears_of_a_take_over_all_the_same() {
     let fake = fake();
     let volume = Volume::open(&cluster(&fake), "vol0").wait().expect("it is free");

@@ -3,6 +3,7 @@
 //! Everything goes through the crate's public door and through a real map: a decision counts only
 //! if the map takes it. Invariant: the generator is seeded, so that a failure names its seed.
 
+mod rebuild;
 mod world;
 
 use std::collections::BTreeSet;
@@ -316,84 +317,6 @@ fn a_wish_to_hand_over_that_is_not_fulfilled_is_at_least_told() {
 }
 
 #[test]
-fn a_lost_replica_is_rebuilt_where_there_is_none() {
-    let mut world = four_servers();
-    let short = world.evict_everywhere(2);
-    world.silence(2, HOUR_MS);
-    let begun = moves(&world.watch(30));
-    assert!(!begun.is_empty());
-    for each in begun {
-        assert_eq!((each.kind, each.from), (CauseKind::Rebuild, None));
-        assert!(short.contains(&each.segment));
-        let config = world.map.segment(each.segment).expect("it exists");
-        assert!(!config.is_member(each.to) && each.to != ServerId(2), "{each:?}");
-    }
-}
-
-#[test]
-fn a_segment_with_one_copy_left_is_rebuilt_before_one_with_two() {
-    let mut world = World::new(5, 64);
-    world.volume("three", 2, 3, Criticality::High);
-    world.volume("two", 2, 2, Criticality::Low);
-    let ids: Vec<SegmentId> = world.map.segments().map(|c| c.segment).collect();
-    for &segment in &ids {
-        let config = world.map.segment(segment).expect("it exists");
-        let leaves = config.members.iter().map(|m| m.server).find(|s| *s != config.primary);
-        let leaves = leaves.expect("it has a backup");
-        world.evict(segment, leaves);
-    }
-    let begun = moves(&world.watch(30));
-    let first = begun.first().expect("something is rebuilt").segment;
-    let config = world.map.segment(first).expect("it exists");
-    assert_eq!(config.members.len(), 1, "the single copy first, whatever its criticality");
-}
-
-#[test]
-fn a_server_that_is_away_for_a_moment_is_waited_for() {
-    let mut world = four_servers();
-    world.look();
-    world.silence(2, 500);
-    world.evict_everywhere(2);
-    world.look();
-    for second in 1..10 {
-        world.silence(2, 500 + second * SECOND_MS);
-        let begun = moves(&world.later(SECOND_MS).decisions);
-        assert_eq!(begun, [], "{second} s after it was last heard of");
-    }
-    world.silence(2, 20 * SECOND_MS);
-    assert!(!moves(&world.watch(8)).is_empty(), "it does not come back");
-}
-
-#[test]
-fn a_member_that_came_back_gets_its_replica_back() {
-    let mut world = four_servers();
-    world.look();
-    world.silence(2, 500);
-    let short = world.evict_everywhere(2);
-    world.look();
-    // Much smaller than the others, so that room alone would not choose it.
-    world.register(2, 2, 16);
-    world.health.insert(ServerId(2), heard(None));
-    let begun = moves(&world.watch(8));
-    assert!(!begun.is_empty());
-    for each in begun {
-        assert!(short.contains(&each.segment));
-        assert_eq!(each.to, ServerId(2), "its old copy is the cheapest start");
-    }
-}
-
-#[test]
-fn what_a_removed_server_held_is_rebuilt_at_once() {
-    let mut world = four_servers();
-    world.silence(2, 500);
-    world.look();
-    world.evict_everywhere(2);
-    world.state(2, ServerState::Removed);
-    let begun = moves(&world.look().decisions);
-    assert!(!begun.is_empty(), "nobody waits for what is gone for good");
-}
-
-#[test]
 fn two_moves_onto_one_server_fit_it_together() {
     // Room for 85 % of twice 3 segments: 5 of them.
     let mut world = World::new(3, 3);
@@ -464,8 +387,18 @@ fn judge(world: &World, plan: &Plan, frozen: bool) -> Result<(), String> {
     let wide = world.health.values().any(|h| h.score.is_some_and(|s| s >= 90.0));
     let most = if wide { policy.moves_wide_max } else { policy.moves_max };
     let running = world.map.segments().filter(|c| c.joining.is_some()).count();
+    let copies = |m: &Move| world.map.segment(m.segment).map_or(0, |c| c.members.len());
+    let is_last_copy = |m: &Move| m.kind == CauseKind::Rebuild && copies(m) == 1;
+    let last_copies = begun.iter().any(is_last_copy);
+    let most = if last_copies { policy.moves_wide_max } else { most };
     if !begun.is_empty() && running + begun.len() > most {
         return Err(format!("{running} run, {} begin, {most} may", begun.len()));
+    }
+    if says(plan, &["rebuilding is frozen but for last copies"]) {
+        let away = |id: &ServerId| health(*id).silent_ms >= policy.silent_after_ms();
+        if world.health.keys().filter(|id| away(id)).count() < 2 {
+            return Err("frozen, and at most one is silent".to_owned());
+        }
     }
     let mut touched = BTreeSet::new();
     for segment in begun.iter().map(|m| m.segment).chain(handed.iter().map(|(s, _)| *s)) {
@@ -478,7 +411,7 @@ fn judge(world: &World, plan: &Plan, frozen: bool) -> Result<(), String> {
         let to = health(each.to);
         let risky =
             to.score.is_some_and(|s| s >= shadow) || to.score_high.is_some_and(|s| s >= shadow);
-        if risky || to.silent_ms >= policy.rebuild_after_ms {
+        if risky || to.silent_ms >= policy.silent_after_ms() {
             return Err(format!("{each:?} goes to a server at risk: {to:?}"));
         }
         if world.map.server(each.to).is_none_or(|s| s.state != ServerState::Up) {

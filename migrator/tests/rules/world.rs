@@ -134,6 +134,15 @@ impl World {
         decisions
     }
 
+    /// Looks once a second, and has done what is decided; no copy ends.
+    pub fn act(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            for decision in self.later(SECOND_MS).decisions {
+                self.must(&decision.command);
+            }
+        }
+    }
+
     pub fn evict(&mut self, segment: SegmentId, server: ServerId) {
         let config = self.map.segment(segment).expect("it exists").clone();
         let expect = config.epoch;

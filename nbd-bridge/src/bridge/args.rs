@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use reactor::Address;
@@ -16,7 +17,8 @@ const UNIX_PATH_BYTES_MAX: usize = 107;
 ///
 /// A volume is attached, for this bridge alone, when the first NBD client chooses it. While another
 /// bridge has it, this one stands by: its NBD clients are let in and their requests wait, until the
-/// other one gives the volume back or has been silent for 10 s. With --take-over nobody waits.
+/// other one gives the volume back or has been silent for 10 s. With --take-over nobody waits. A
+/// volume that no NBD client uses any more is given back after a while.
 ///
 /// A bridge that loses a volume to another answers that volume's requests with ESHUTDOWN, drops its
 /// clients and takes no new ones. It ends with exit code 3 when no export is left.
@@ -51,6 +53,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "read_only")]
     pub take_over: bool,
 
+    /// Give a volume back when no NBD client has used it for this long, such as 30s or 5m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub give_back_after: Duration,
+
     /// Allow listening beyond this machine, though nothing is encrypted or authenticated
     #[arg(long)]
     pub insecure: bool,
@@ -69,6 +75,8 @@ pub struct Settings {
     pub exports: Vec<String>,
     pub read_only: bool,
     pub take_over: bool,
+    /// Without a client.
+    pub give_back_after: Duration,
     pub exit_on_stdin_close: bool,
 }
 
@@ -76,8 +84,16 @@ impl Settings {
     /// # Errors
     /// When something of it cannot be, or must not be without `--insecure`.
     pub fn judge(args: Args) -> Result<Settings, BridgeError> {
-        let Args { cluster, listen, export, read_only, take_over, insecure, exit_on_stdin_close } =
-            args;
+        let Args {
+            cluster,
+            listen,
+            export,
+            read_only,
+            take_over,
+            give_back_after,
+            insecure,
+            exit_on_stdin_close,
+        } = args;
         let listen = address(&listen)?;
         if let Address::Tcp(address) = &listen
             && !address.ip().is_loopback()
@@ -86,7 +102,15 @@ impl Settings {
             return Err(BridgeError::NotLoopback { address: listen });
         }
         let urls = cluster.into_iter().filter(|url| !url.is_empty()).collect();
-        Ok(Settings { urls, listen, exports: export, read_only, take_over, exit_on_stdin_close })
+        Ok(Settings {
+            urls,
+            listen,
+            exports: export,
+            read_only,
+            take_over,
+            give_back_after,
+            exit_on_stdin_close,
+        })
     }
 }
 

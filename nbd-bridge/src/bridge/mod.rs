@@ -12,10 +12,11 @@ mod catalog;
 mod connection;
 mod error;
 mod fenced;
+mod idle;
 mod serving;
 mod signals;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,11 @@ pub struct Bridge {
     options: OpenOptions,
     /// Attachments by the name of their volume.
     volumes: HashMap<String, VolumeHandle>,
+    /// Since when nobody uses them, and for how long they are kept.
+    idle_since: HashMap<VolumeHandle, Duration>,
+    give_back_after: Duration,
+    /// The names of those that were given back, and are taken by force no more.
+    given_back: HashSet<String>,
     /// Those that were fenced, and when their clients are dropped.
     fenced: HashMap<VolumeHandle, Duration>,
     connections: HashMap<StreamId, Connection>,
@@ -68,8 +74,15 @@ pub struct Bridge {
 impl Bridge {
     /// Listens, and waits until the cluster has told its volumes.
     pub fn start(settings: Settings) -> Result<Bridge, BridgeError> {
-        let Settings { urls, listen, exports, read_only, take_over, exit_on_stdin_close } =
-            settings;
+        let Settings {
+            urls,
+            listen,
+            exports,
+            read_only,
+            take_over,
+            give_back_after,
+            exit_on_stdin_close,
+        } = settings;
         let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::Exclusive };
         let options = OpenOptions { mode, take_over, wait: true, ..OpenOptions::default() };
         let mut reactor = Reactor::new(&ReactorConfig::default())?;
@@ -98,6 +111,9 @@ impl Bridge {
             catalog,
             options,
             volumes: HashMap::new(),
+            idle_since: HashMap::new(),
+            give_back_after,
+            given_back: HashSet::new(),
             fenced: HashMap::new(),
             connections: HashMap::new(),
             requests: HashMap::new(),
@@ -122,7 +138,7 @@ impl Bridge {
             }
             self.driver.tick(&mut self.reactor);
             self.answer(&mut ended);
-            self.look_after_catalog();
+            self.look_around();
             self.look_for_fences();
             if let Some(exports) = self.nothing_left() {
                 break Err(BridgeError::Fenced { exports });
@@ -209,12 +225,15 @@ impl Bridge {
                 VolumeState::Closed(_) => {}
             }
         }
-        let volume = self.driver.open_volume(name, self.options.clone());
+        let take_over = self.options.take_over && !self.given_back.contains(name);
+        let options = OpenOptions { take_over, ..self.options.clone() };
+        let volume = self.driver.open_volume(name, options);
         self.volumes.insert(name.to_owned(), volume);
         volume
     }
 
-    fn look_after_catalog(&mut self) {
+    /// What does not need to be looked at in every turn.
+    fn look_around(&mut self) {
         let now = boot_time();
         let is_answered = self.catalog.take_answer(&mut self.driver);
         let is_time = now.saturating_sub(self.looked_after) >= Duration::from_millis(100);
@@ -222,6 +241,7 @@ impl Bridge {
             return;
         }
         self.looked_after = now;
+        self.look_for_idle(now);
         let haggling: Vec<StreamId> = (self.connections.iter())
             .filter(|(_, connection)| matches!(connection.phase, Phase::Handshake(_)))
             .map(|(stream, _)| *stream)

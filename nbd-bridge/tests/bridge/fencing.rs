@@ -56,6 +56,29 @@ fn a_volume_is_attached_by_its_first_client_and_given_back_on_sigterm() {
 }
 
 #[test]
+fn a_volume_without_clients_is_given_back_and_attached_again_by_the_next_one() {
+    let fake = fake(&["vol0"]);
+    let idle = Bridge::start(&fake, &["--give-back-after", "1s", "--take-over"]);
+    let mut client = Client::open(&idle.socket, "vol0");
+    assert_eq!(client.write(0, &[1; 4096]), 0);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(owner(&fake).is_some(), "it has a client, though one that asks for nothing");
+    drop(client);
+    fake.wait_until("its return", |fake| fake.holder("vol0").is_none());
+    // Another bridge has it without force, and keeps it: what was given back is not taken back.
+    let other = Bridge::start(&fake, &["--give-back-after", "1s"]);
+    let mut client = Client::open(&other.socket, "vol0");
+    assert_eq!(client.read(0, 4096).data, [1; 4096]);
+    let mut waiting = Client::open(&idle.socket, "vol0");
+    waiting.send(0, READ, 5, 0, 4096);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(owner(&fake).expect("attached").contains(&other.pid().to_string()));
+    assert_eq!(client.write(0, &[2; 4096]), 0);
+    drop(client);
+    assert_eq!(waiting.receive(), Reply { cookie: 5, error: 0, data: vec![2; 4096] });
+}
+
+#[test]
 fn a_bridge_for_reading_attaches_nothing() {
     let fake = fake(&["vol0"]);
     let writer = Bridge::start(&fake, &[]);

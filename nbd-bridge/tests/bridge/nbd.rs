@@ -1,6 +1,6 @@
 //! A raw NBD client, and the bridge's process. Numbers are spelled out, not imported.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -170,7 +170,19 @@ pub fn go_data(name: &str) -> Vec<u8> {
 }
 
 pub fn connect(path: &Path) -> UnixStream {
-    let wire = UnixStream::connect(path).expect("the bridge listens");
+    // Its socket is there a moment before it listens.
+    let began = Instant::now();
+    let wire = loop {
+        match UnixStream::connect(path) {
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionRefused
+                    && began.elapsed() < Duration::from_secs(10) =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => break other.expect("the bridge listens"),
+        }
+    };
     wire.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket takes a time-out");
     wire
 }

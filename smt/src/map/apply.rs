@@ -166,11 +166,11 @@ impl Map {
                 attachment: None,
             }),
             Command::DeleteVolume { name, force } => self.delete_volume(name, *force),
-            Command::Attach { volume, client, owner, mode, force, at_unix_ms } => {
+            Command::Attach { volume, client, owner, mode, expect_writer, at_unix_ms } => {
                 self.told(*at_unix_ms);
                 let attached =
                     Attached { client: *client, owner: owner.clone(), at_unix_ms: *at_unix_ms };
-                self.attach(volume, attached, *mode, *force)
+                self.attach(volume, attached, *mode, *expect_writer)
             }
             Command::Detach { volume, client, writer } => self.detach(volume, *client, *writer),
             Command::Evict { segment, expect, server } => {

@@ -2,8 +2,10 @@
 //!
 //! Invariant: a token is given out once, and only the newest of a volume is good. It is in every
 //! config made after it was given out (A2), so that no primary of a later epoch knows an older one.
+//! An attachment is taken over by force only from whom the taker saw: a take-over that comes late
+//! must not put out somebody who took the volume meanwhile.
 //!
-//! Leaves to others: whether a holder still lives (the proposer judges, and sets `force`), and to
+//! Leaves to others: whether a holder still lives (the proposer judges, and uses force), and to
 //! fence the primaries that serve already (the client that attached, A1).
 
 use super::apply::{Map, not_found, refused};
@@ -41,7 +43,7 @@ impl Map {
         name: &str,
         attached: Attached,
         mode: AttachMode,
-        force: bool,
+        expect_writer: Option<u64>,
     ) -> Result<Reply, Refused> {
         let volume = self.volume_mut(name)?;
         if attached.owner.len() > OWNER_BYTES_MAX {
@@ -51,14 +53,18 @@ impl Map {
             )));
         }
         if let Some(held) = &mut volume.attachment {
-            if !force && held.keeps_out(attached.client, mode) {
-                return Err(held_by(name, held));
-            }
             let is_there = held.clients.iter().any(|c| c.client == attached.client);
             if is_there && held.mode == mode {
                 return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
             }
-            if !force {
+            let is_kept_out = match expect_writer {
+                Some(seen) => seen != volume.writer,
+                None => held.keeps_out(attached.client, mode),
+            };
+            if is_kept_out {
+                return Err(held_by(name, held));
+            }
+            if expect_writer.is_none() {
                 if held.clients.len() >= SHARERS_MAX {
                     return Err(refused(format!(
                         "volume {name} is shared by {SHARERS_MAX} clients already"

@@ -32,14 +32,14 @@ pub enum Command {
         force: bool,
     },
     /// S8, A1. A new writer token, under which `client` may change the volume. Refused while
-    /// another client has it attached, unless both share it or `force` is set: then the others'
-    /// token is void.
+    /// another client has it attached, unless both share it or `expect_writer` is the token of
+    /// that attachment: then it is taken over by force, and the other's token is void.
     Attach {
         volume: String,
         client: ClientId,
         owner: String,
         mode: AttachMode,
-        force: bool,
+        expect_writer: Option<u64>,
         at_unix_ms: u64,
     },
     /// Gives an attachment back. Does nothing if `client` does not have it under `writer`.

@@ -27,7 +27,7 @@ use crate::ids::*;
 use crate::map::{Command, SegmentConfig};
 use crate::message::*;
 use crate::payload::{Payload, Sums};
-use crate::server::{Action, Comparison, FoundReplica, Report};
+use crate::server::{Action, Comparison, FoundReplica, Report, Sessions};
 use crate::store::{ReplicaMeta, StoreRequest, StoreResult};
 
 use activation::Activation;
@@ -57,7 +57,7 @@ pub(crate) struct Context<'a, P> {
     pub started: Tick,
     pub settings: &'a Settings,
     pub links: &'a Links,
-    pub sessions: &'a BTreeMap<ClientId, Session>,
+    pub sessions: &'a Sessions,
     pub actions: &'a mut Vec<Action<P>>,
 }
 

@@ -351,6 +351,14 @@ impl<P: Payload> Replica<P> {
         }
     }
 
+    /// Whether a request of this client waits here to be sequenced.
+    pub fn holds_back(&self, client: ClientId) -> bool {
+        match &self.phase {
+            Phase::Primary(primary) => primary.held.iter().any(|h| h.asker.client == client),
+            _ => false,
+        }
+    }
+
     /// Requests held back are looked at again, in the order they came.
     pub(super) fn admit_held(&mut self, cx: &mut Context<P>) {
         let Phase::Primary(primary) = &mut self.phase else {
@@ -361,7 +369,7 @@ impl<P: Payload> Replica<P> {
         }
         for Held { asker, writer, body } in std::mem::take(&mut primary.held) {
             // C3, at sequencing time: the client may have come back by another connection.
-            let current = cx.sessions.get(&asker.client).is_none_or(|s| *s <= asker.session);
+            let current = cx.sessions.is_newest(asker.client, asker.session);
             if current || !cx.holds(Mutant::C3NoSessionCheck) {
                 self.admit(cx, asker, writer, body);
             }

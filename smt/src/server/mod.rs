@@ -6,10 +6,12 @@
 //! Does no I/O and reads no clock: `storaged`'s shard and the simulator are its hands.
 
 mod events;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use events::{Action, Comparison, Event, FoundReplica, Report};
+pub(crate) use sessions::Sessions;
 
 use crate::config::{Mutant, Settings};
 use crate::ids::*;
@@ -42,7 +44,7 @@ pub struct Server<P> {
     links: Links,
     /// The newest connection of each peer, and the life it belongs to (E3).
     incoming: BTreeMap<ServerId, (Incarnation, LinkId)>,
-    sessions: BTreeMap<ClientId, Session>,
+    sessions: Sessions,
     leases_asked: Option<Tick>,
 }
 
@@ -77,7 +79,7 @@ impl<P: Payload> Server<P> {
             left: BTreeMap::new(),
             links: Links::default(),
             incoming: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            sessions: Sessions::default(),
             leases_asked: None,
         }
     }
@@ -137,8 +139,7 @@ impl<P: Payload> Server<P> {
                 }
             }
             Event::ClientHello { client, session } => {
-                let known = self.sessions.entry(client).or_insert(session);
-                *known = session.max(*known);
+                self.sessions.hear(client, session);
             }
             Event::ClientRequest { client, session, request } => {
                 self.client_request(now, client, session, request, actions);
@@ -183,7 +184,7 @@ impl<P: Payload> Server<P> {
         (id, incarnation, started): (ServerId, Incarnation, Tick),
         settings: &'a Settings,
         links: &'a Links,
-        sessions: &'a BTreeMap<ClientId, Session>,
+        sessions: &'a Sessions,
         actions: &'a mut Vec<Action<P>>,
     ) -> Context<'a, P> {
         Context { now, me: id, incarnation, started, settings, links, sessions, actions }
@@ -328,11 +329,10 @@ impl<P: Payload> Server<P> {
         request: ClientRequest<P>,
         actions: &mut Vec<Action<P>>,
     ) {
-        let known = self.sessions.entry(client).or_insert(session);
-        if session < *known && self.settings.holds(Mutant::C3NoSessionCheck) {
+        let is_newest = self.sessions.hear(client, session);
+        if !is_newest && self.settings.holds(Mutant::C3NoSessionCheck) {
             return;
         }
-        *known = session.max(*known);
         let (op, segment) = (request.op, request.segment);
         if self.replicas.contains_key(&segment) {
             self.one(now, segment, actions, |r, cx| {
@@ -351,6 +351,10 @@ impl<P: Payload> Server<P> {
 
     fn tick(&mut self, now: Tick, actions: &mut Vec<Action<P>>) {
         self.each(now, actions, |replica, cx| replica.tick(cx));
+        if self.sessions.tick(now) {
+            let replicas = &self.replicas;
+            self.sessions.forget(|client| replicas.values().any(|r| r.holds_back(client)));
+        }
         let due = self.leases_asked.is_none_or(|at| now.since(at) >= self.settings.lease_renew_ns);
         if due {
             self.leases_asked = Some(now);

@@ -42,7 +42,8 @@ const SERVER_KEY: &[u8] = b"server";
 /// among them.
 /// * 1: the first; never in a release.
 /// * 2: attachments among the commands, and `force` in the deletion of a volume.
-const FORMAT: u32 = 2;
+/// * 3: a take-over names the token of whom it puts out.
+const FORMAT: u32 = 3;
 
 /// What one replication message carries at most, unless a single entry is larger: 5 ms of a
 /// 200 MB/s link, well inside the heartbeat interval after which openraft drops the message.

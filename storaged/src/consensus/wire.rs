@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::types::{Blob, Peer, ServerId, SnapshotMeta, TypeConfig, Vote};
 
 /// First byte of every message.
-pub(super) const VERSION: u8 = 2;
+pub(super) const VERSION: u8 = 3;
 
 /// A request, answered by the [`Response`] of the same name, or by one of the last four.
 #[derive(Debug, Serialize, Deserialize)]

@@ -60,6 +60,10 @@ impl Heard {
     }
 
     fn silent(&self, now: Instant, volume: VolumeId, client: ClientId) -> Duration {
+        // Stopped since the last look, perhaps in the middle of this very question.
+        if now.saturating_duration_since(self.looked) > BLIND_MAX {
+            return Duration::ZERO;
+        }
         let heard = self.clients.get(&(volume, client)).copied().unwrap_or(self.since);
         now.saturating_duration_since(heard)
     }
@@ -102,8 +106,8 @@ pub struct Wish {
     pub client: ClientId,
     pub owner: String,
     pub mode: AttachMode,
-    /// Whoever has it, and whether he lives or not.
-    pub force: bool,
+    /// Take it over from whoever has it under this token, and whether he lives or not.
+    pub expect_writer: Option<u64>,
 }
 
 /// What a client got.
@@ -128,32 +132,35 @@ impl Control {
     /// A4: attaches a client, by force if every holder is silent.
     ///
     /// # Errors
-    /// [`Refused::Attached`] if another has it who lives.
+    /// [`Refused::Attached`] if another has it who lives, or not under the token expected.
     pub async fn attach(&self, wish: Wish) -> Result<Got, ChangeError> {
         let alive = &self.inner.alive;
         let _turn = alive.turn.lock().await;
         self.barrier().await?;
-        let Wish { volume, client, owner, mode, force } = wish;
+        // Whoever does not lead in one go since it heard them, judges nobody.
+        if !self.leads() {
+            return Err(ChangeError::Unreachable("the leader is changing".to_owned()));
+        }
+        let Wish { volume, client, owner, mode, mut expect_writer } = wish;
         let known = self.with_map(|map| {
             let known = map.volume_by_name(&volume)?;
             Some((known.id, known.writer, known.attachment.clone()?))
         });
-        let mut force = force;
         if let Some((id, writer, held)) = &known
-            && !force
+            && expect_writer.is_none()
         {
             if !held.keeps_out(client, mode) {
                 self.strike_off_silent_sharers(&volume, *id, *writer, held).await?;
             } else if alive.are_silent(*id, held) {
                 tracing::warn!(volume, owner, ?held, "its holders are silent, it is taken over");
-                force = true;
+                expect_writer = Some(*writer);
             } else {
                 // Those who stand by ask every second. The log need not hear of it.
                 return Err(held_by(&volume, held).into());
             }
         }
         let at_unix_ms = unix_ms();
-        let command = Command::Attach { volume, client, owner, mode, force, at_unix_ms };
+        let command = Command::Attach { volume, client, owner, mode, expect_writer, at_unix_ms };
         let (version, reply) = self.change_at(command).await?;
         let Reply::Attached { id, writer } = reply else {
             let why = "the map answered something else".to_owned();
@@ -178,6 +185,41 @@ impl Control {
                 let volume = volume.to_owned();
                 self.change(Command::Detach { volume, client, writer }).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// An operator's word that nobody is to have the volume, if its token is still `writer`. Who
+    /// had it hears of that by his next keep-alive, and may write until then: only the fence of the
+    /// next one stops him (A1).
+    ///
+    /// # Errors
+    /// [`Refused::Attached`] if somebody has it under another token, or lives and `force` is not
+    /// set.
+    pub async fn detach_all(
+        &self,
+        name: &str,
+        writer: u64,
+        force: bool,
+    ) -> Result<(), ChangeError> {
+        let _turn = self.inner.alive.turn.lock().await;
+        self.barrier().await?;
+        if !self.leads() {
+            return Err(ChangeError::Unreachable("the leader is changing".to_owned()));
+        }
+        let known = self.with_map(|map| {
+            map.volume_by_name(name).map(|known| (known.id, known.writer, known.attachment.clone()))
+        });
+        let (id, newest, held) =
+            known.ok_or_else(|| Refused::NotFound { what: format!("volume {name}") })?;
+        let Some(held) = held else { return Ok(()) };
+        if newest != writer || !(force || self.inner.alive.are_silent(id, &held)) {
+            return Err(held_by(name, &held).into());
+        }
+        for client in held.clients {
+            tracing::warn!(volume = name, owner = client.owner, force, "detached by an operator");
+            let (volume, client) = (name.to_owned(), client.client);
+            self.change(Command::Detach { volume, client, writer }).await?;
         }
         Ok(())
     }
@@ -284,7 +326,11 @@ mod tests {
         let mut heard = Heard::new(began);
         heard.look(began, Some(4));
         heard.clients.insert((V, C), began);
+        // The question was asked before it was stopped, and is answered before the next look.
+        assert_eq!(heard.silent(began + s(60), V, C), s(0));
         heard.look(began + s(60), Some(4));
         assert_eq!(heard.silent(began + s(60), V, C), s(0));
+        lead(&mut heard, began + s(60), began + s(65), Some(4));
+        assert_eq!(heard.silent(began + s(65), V, C), s(5));
     }
 }

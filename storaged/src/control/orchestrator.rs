@@ -26,9 +26,8 @@ use crate::consensus::Role;
 /// that fall ill together cross within seconds of each other: twice that shows the group.
 const LISTEN: Duration = Duration::from_secs(6);
 
-/// A server that has never been heard of is waited for as long as the planner waits for one that
-/// fell silent.
-const LISTEN_FOR_SILENT: Duration = Duration::from_secs(15);
+/// Who has not looked for so long was stopped, and heard nobody meanwhile.
+const BLIND_MAX: Duration = Duration::from_secs(3);
 
 /// How long a leader only looks: the map it inherits may still be catching up with its log.
 const LOOK: Duration = Duration::from_secs(3);
@@ -126,14 +125,46 @@ impl Control {
     }
 }
 
+/// Since when this process has listened without a break: nobody is blamed for a longer silence.
+#[derive(Debug)]
+struct Ears {
+    since: Instant,
+    looked: Instant,
+}
+
+impl Ears {
+    fn new(now: Instant) -> Ears {
+        Ears { since: now, looked: now }
+    }
+
+    /// Another look; false if this process was stopped since the last one, and listens anew.
+    fn look(&mut self, now: Instant) -> bool {
+        let was_awake = now.saturating_duration_since(self.looked) <= BLIND_MAX;
+        if !was_awake {
+            self.since = now;
+        }
+        self.looked = now;
+        was_awake
+    }
+
+    fn listened(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+}
+
 /// Looks once a second, and acts as long as this server leads.
 pub async fn run(control: Control) {
-    let policy = Policy::default();
+    let policy = Policy { down_after_ms: ms(control.inner.config.down_after), ..Policy::default() };
     let mut memory = Memory::default();
-    let began = Instant::now();
+    let mut ears = Ears::new(Instant::now());
     let mut leading_since: Option<Instant> = None;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = Instant::now();
+        if !ears.look(now) {
+            leading_since = None;
+        }
+        let listened = ears.listened(now);
         let leads = control.inner.log.status().role == Role::Leader;
         if !leads {
             leading_since = None;
@@ -143,7 +174,7 @@ pub async fn run(control: Control) {
         }
         let map = control.snapshot();
         let lives = control.inner.scores.lives();
-        if let Some(why) = must_listen(&map, &lives, began.elapsed()) {
+        if let Some(why) = must_listen(listened) {
             if leads {
                 control.inner.orders.set(vec![why]);
             }
@@ -151,10 +182,12 @@ pub async fn run(control: Control) {
         }
         match leading_since {
             Some(since) if since.elapsed() >= LOOK => {
-                step(&control, &map, &lives, &policy, &mut memory).await;
+                let health = health(&control, &map, &lives, listened);
+                step(&control, &map, &health, &policy, &mut memory).await;
             }
             Some(_) | None => {
-                let (health, heat) = (health(&control, &map, &lives), heat(&control));
+                let health = health(&control, &map, &lives, listened);
+                let heat = heat(&control);
                 let view = View { map: &map, health: &health, heat: &heat, now_ms: unix_ms() };
                 watch(view, &policy, &mut memory);
                 if leads {
@@ -169,26 +202,21 @@ pub async fn run(control: Control) {
 }
 
 /// Why a process that has listened for so long knows too little to plan; none if it does not.
-fn must_listen(map: &Map, lives: &Lives, listened: Duration) -> Option<String> {
-    if listened < LISTEN {
-        let left = (LISTEN - listened).as_secs_f64().ceil();
-        return Some(format!("this leader has just started, and listens for {left} s more"));
-    }
-    let unheard = map
-        .servers()
-        .filter(|s| s.state != ServerState::Removed)
-        .find(|s| lives.silent_ms(s.id).is_none())?;
-    let left = LISTEN_FOR_SILENT.checked_sub(listened)?.as_secs_f64().ceil();
-    Some(format!(
-        "this leader has just started, and has not heard of server {} yet: it listens for {left} s \
-         more",
-        unheard.id
-    ))
+fn must_listen(listened: Duration) -> Option<String> {
+    let left = LISTEN.checked_sub(listened).filter(|left| !left.is_zero())?;
+    let left = left.as_secs_f64().ceil();
+    Some(format!("this leader has just started, and listens for {left} s more"))
 }
 
-async fn step(control: &Control, map: &Map, lives: &Lives, policy: &Policy, memory: &mut Memory) {
-    let (health, heat) = (health(control, map, lives), heat(control));
-    let view = View { map, health: &health, heat: &heat, now_ms: unix_ms() };
+async fn step(
+    control: &Control,
+    map: &Map,
+    health: &BTreeMap<ServerId, Health>,
+    policy: &Policy,
+    memory: &mut Memory,
+) {
+    let heat = heat(control);
+    let view = View { map, health, heat: &heat, now_ms: unix_ms() };
     let plan = plan(view, policy, memory);
     for wait in &plan.waits {
         tracing::debug!(wait, "planned, and waiting");
@@ -207,7 +235,22 @@ fn heat(control: &Control) -> BTreeMap<smt::SegmentId, u64> {
     rates.into_iter().map(|(segment, rates)| (segment, rates.heat())).collect()
 }
 
-fn health(control: &Control, map: &Map, lives: &Lives) -> BTreeMap<ServerId, Health> {
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long a server has been silent in the ears of one who listens since `listened`, in ms. Of one
+/// never heard of, no more than that is known.
+fn silent_ms(lives: &Lives, server: ServerId, listened: Duration) -> u64 {
+    lives.silent_ms(server).unwrap_or(u64::MAX).min(ms(listened))
+}
+
+fn health(
+    control: &Control,
+    map: &Map,
+    lives: &Lives,
+    listened: Duration,
+) -> BTreeMap<ServerId, Health> {
     let scores = control.inner.scores.all();
     map.servers()
         .filter(|s| s.state != ServerState::Removed)
@@ -218,7 +261,7 @@ fn health(control: &Control, map: &Map, lives: &Lives) -> BTreeMap<ServerId, Hea
                 score_high: score.and_then(|s| s.score_high),
                 probability: score.and_then(|s| s.probability),
                 mode: score.and_then(|s| s.mode).map(mode_name),
-                silent_ms: lives.silent_ms(server.id).unwrap_or(u64::MAX),
+                silent_ms: silent_ms(lives, server.id, listened),
             };
             (server.id, health)
         })
@@ -235,53 +278,33 @@ fn mode_name(mode: pfm::Mode) -> String {
 
 #[cfg(test)]
 mod tests {
-    use smt::map::{Command, Server};
-    use smt::{Incarnation, MapVersion, Settings};
-
     use super::*;
 
-    fn map(servers: u64) -> Map {
-        let mut map = Map::new();
-        for id in 1..=servers {
-            let server = Server {
-                id: ServerId(id),
-                store: u128::from(id),
-                incarnation: Incarnation(1),
-                state: ServerState::Up,
-                address: "127.0.0.1:1".to_owned(),
-                http: "127.0.0.1:1".to_owned(),
-                zone: format!("zone-{id}"),
-                region: "local".to_owned(),
-                tier: "ssd".to_owned(),
-                capacity_bytes: 1 << 30,
-                boot_id: String::new(),
-            };
-            let version = MapVersion(id);
-            map.apply(version, &Command::RegisterServer(server), &Settings::default())
-                .expect("it is new");
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_process_listens_before_it_plans() {
+        assert!(must_listen(5 * S).is_some_and(|why| why.contains("1 s more")));
+        assert_eq!(must_listen(6 * S), None);
+    }
+
+    #[test]
+    fn a_server_never_heard_of_has_been_silent_for_as_long_as_we_listen() {
+        let lives = Lives::heard(&[ServerId(1)]);
+        assert_eq!(silent_ms(&lives, ServerId(1), 9 * S), 0);
+        assert_eq!(silent_ms(&lives, ServerId(2), 9 * S), 9_000);
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_blames_nobody_for_what_it_did_not_hear() {
+        let began = Instant::now();
+        let mut ears = Ears::new(began);
+        for second in 1..=40 {
+            assert!(ears.look(began + second * S));
         }
-        map
-    }
-
-    #[test]
-    fn a_process_listens_before_it_plans_and_longer_for_whom_it_has_never_heard() {
-        let map = map(3);
-        let all = Lives::heard(&[ServerId(1), ServerId(2), ServerId(3)]);
-        let two = Lives::heard(&[ServerId(1), ServerId(3)]);
-        let at = |lives: &Lives, seconds| must_listen(&map, lives, Duration::from_secs(seconds));
-        assert!(at(&all, 5).is_some_and(|why| why.contains("1 s more")));
-        assert_eq!(at(&all, 6), None);
-        assert!(at(&two, 6).is_some_and(|why| why.contains("server 2")));
-        assert!(at(&two, 14).is_some());
-        assert_eq!(at(&two, 16), None, "a dead server is not waited for for ever");
-    }
-
-    #[test]
-    fn a_server_that_was_removed_is_not_waited_for() {
-        let mut map = map(2);
-        let gone = Command::SetServerState { server: ServerId(2), state: ServerState::Removed };
-        map.apply(MapVersion(9), &gone, &Settings::default()).expect("it holds nothing");
-        let one = Lives::heard(&[ServerId(1)]);
-        assert_eq!(must_listen(&map, &one, LISTEN), None);
+        assert_eq!(ears.listened(began + 40 * S), 40 * S);
+        assert!(!ears.look(began + 100 * S), "it was stopped for a minute");
+        assert!(ears.look(began + 101 * S));
+        assert_eq!(ears.listened(began + 101 * S), S);
     }
 }

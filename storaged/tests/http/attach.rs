@@ -15,8 +15,8 @@ fn wish(client: &str, owner: &str) -> Value {
     json!({ "client_id": client, "owner": owner })
 }
 
-fn forced(client: &str, owner: &str) -> Value {
-    json!({ "client_id": client, "owner": owner, "force": true })
+fn forced(client: &str, owner: &str, seen: u64) -> Value {
+    json!({ "client_id": client, "owner": owner, "force": true, "expect_writer": seen })
 }
 
 fn holder(client: &str, writer: u64) -> Value {
@@ -72,13 +72,49 @@ fn who_finds_a_volume_held_is_told_by_whom_since_when_and_when_he_was_heard_last
     has_keys(&client, &["client_id", "owner", "attached_at", "last_heard_at", "silent_ms"]);
     let why = refused.problem(409);
     assert!(why.contains("host-a") && why.contains("since 20"), "{why}");
+    let seen = cluster.post(ATTACH, &wish("2", "host-b")).body["attachment"]["writer"].as_u64();
+    assert_eq!(seen, Some(1), "whom a take-over would put out");
+    let blind = json!({ "client_id": "2", "owner": "host-b", "force": true });
+    let why = cluster.post(ATTACH, &blind).problem(422);
+    assert!(why.contains("expect_writer"), "{why}");
     // By force, and the one before is told who has it when he says that he lives.
-    let got = cluster.post(ATTACH, &forced("2", "host-b")).ok(200);
+    let got = cluster.post(ATTACH, &forced("2", "host-b", 1)).ok(200);
     assert_eq!(got["writer"], 2);
     let why = cluster.post(KEEP_ALIVE, &holder("1", 1)).problem(409);
     assert!(why.contains("host-b"), "{why}");
     cluster.post(DETACH, &holder("1", 1)).ok(200);
     assert_eq!(owners(&cluster), ["host-b"], "he had nothing to give back");
+}
+
+/// A server that was stopped hands on what it was asked long ago.
+#[test]
+fn a_take_over_that_comes_late_is_told_who_has_the_volume_now() {
+    let dir = dir();
+    let cluster = Cluster::start(&dir, 1, false);
+    cluster.create("vol0", 1, 1);
+    cluster.post(ATTACH, &wish("1", "host-a")).ok(200);
+    let late = forced("2", "host-b", 1);
+    cluster.post(ATTACH, &forced("3", "host-c", 1)).ok(200);
+    let why = cluster.post(ATTACH, &late).problem(409);
+    assert!(why.contains("host-c"), "{why}");
+    assert_eq!(owners(&cluster), ["host-c"]);
+}
+
+#[test]
+fn an_operator_takes_a_volume_from_who_lives_by_force_alone() {
+    let dir = dir();
+    let cluster = Cluster::start(&dir, 1, false);
+    cluster.create("vol0", 1, 1);
+    cluster.post(ATTACH, &wish("1", "host-a")).ok(200);
+    let why = cluster.post(DETACH, &json!({ "writer": 1 })).problem(409);
+    assert!(why.contains("host-a"), "{why}");
+    let why = cluster.post(DETACH, &json!({ "writer": 0, "force": true })).problem(409);
+    assert!(why.contains("host-a"), "it is not who was seen: {why}");
+    cluster.post(DETACH, &json!({ "writer": 1, "force": true })).ok(200);
+    assert_eq!(cluster.get("/v1/volumes/vol0").ok(200)["attachment"], Value::Null);
+    cluster.post(KEEP_ALIVE, &holder("1", 1)).problem(409);
+    cluster.post(DETACH, &json!({ "writer": 1 })).ok(200);
+    assert_eq!(cluster.post(ATTACH, &wish("2", "host-b")).ok(200)["writer"], 2);
 }
 
 #[test]

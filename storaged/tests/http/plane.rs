@@ -144,6 +144,7 @@ pub fn launch_at(
         bootstrap: id == 1,
         cluster: None,
         capacity_bytes: None,
+        down_after: Duration::from_secs(30),
         allow_faults: faults,
         exit_on_stdin_close: false,
         scrub_period: None,

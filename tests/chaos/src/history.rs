@@ -63,6 +63,8 @@ impl Kind {
 #[derive(Clone, Debug)]
 pub struct Op {
     pub worker: usize,
+    /// Whose time with a volume that one client has at a time; 0 of another volume.
+    pub reign: usize,
     pub kind: Kind,
     pub volume: usize,
     pub first: u32,
@@ -102,10 +104,11 @@ impl Op {
 
     /// Writes it down in one line.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
-        let Op { worker, kind, volume, first, count, value, invoked, began, end } = self;
+        let Op { worker, reign, kind, volume, first, count, value, invoked, began, end } = self;
         write!(
             out,
-            "worker {worker} {:7} volume {volume} blocks {first}+{count} sent @{invoked} ({:.6} s)",
+            "worker {worker} {}{:7} volume {volume} blocks {first}+{count} sent @{invoked} ({:.6} s)",
+            if *reign > 0 { format!("reign {reign} ") } else { String::new() },
             kind.word(),
             began.as_secs_f64()
         )?;
@@ -135,6 +138,7 @@ impl Op {
 #[derive(Clone, Debug)]
 pub struct Recorder {
     pub worker: usize,
+    reign: usize,
     pub clock: Arc<Clock>,
     ops: Arc<Mutex<Vec<Op>>>,
 }
@@ -142,7 +146,12 @@ pub struct Recorder {
 impl Recorder {
     #[must_use]
     pub fn new(worker: usize, clock: &Arc<Clock>) -> Recorder {
-        Recorder { worker, clock: Arc::clone(clock), ops: Arc::default() }
+        Recorder::of_reign(worker, 0, clock)
+    }
+
+    #[must_use]
+    pub fn of_reign(worker: usize, reign: usize, clock: &Arc<Clock>) -> Recorder {
+        Recorder { worker, reign, clock: Arc::clone(clock), ops: Arc::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Op>> {
@@ -153,8 +162,8 @@ impl Recorder {
     pub fn begin(&self, kind: Kind, volume: usize, first: u32, count: u32, value: u64) {
         let began = self.clock.now();
         let invoked = self.clock.stamp();
-        let (worker, end) = (self.worker, End::Open);
-        let op = Op { worker, kind, volume, first, count, value, invoked, began, end };
+        let (worker, reign, end) = (self.worker, self.reign, End::Open);
+        let op = Op { worker, reign, kind, volume, first, count, value, invoked, began, end };
         self.lock().push(op);
     }
 
@@ -178,6 +187,12 @@ impl Recorder {
         let Some(last) = ops.last_mut() else { return };
         assert!(matches!(last.end, End::Open), "an operation ends once");
         last.end = end;
+    }
+
+    /// Whether the operation begun last was reported failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.lock().last().is_some_and(|op| matches!(op.end, End::Failed { .. }))
     }
 
     /// How many operations, and since when the one under way waits.

@@ -5,12 +5,13 @@
 //! of zeroes make it ambiguous it is first cut at moments when nothing was under way and the
 //! content was certain, which loses nothing: an order of the whole is an order of each part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sim::oracle::linear::{BlockOp, Verdict, check_block};
 
 use crate::block::{Place, name};
 use crate::history::{End, Kind, Op};
+use crate::reigns::{Reigned, is_fenced};
 
 /// Histories by block, in the order of sending.
 pub type Blocks = BTreeMap<Place, Vec<BlockOp>>;
@@ -21,6 +22,8 @@ pub struct Judgement {
     /// Places of broken blocks.
     pub broken: Vec<Place>,
     pub errors: Vec<String>,
+    /// Operations whose client was fenced, as it had to be.
+    pub fenced: usize,
     pub blocks: usize,
     pub block_ops: usize,
     /// Blocks whose history was too tangled to decide.
@@ -28,9 +31,21 @@ pub struct Judgement {
 }
 
 /// Takes operations apart into those of single blocks, which is all a block device promises.
+///
+/// What a client had under way when the volume was taken over has taken effect before the next one's
+/// attachment was complete, or never (I4): if its value was seen, the former, and else it is as if
+/// it had never been sent.
 #[must_use]
-pub fn by_block(history: &[Op]) -> Blocks {
+pub fn by_block(history: &[Op], reigned: &Reigned) -> Blocks {
     let mut blocks = Blocks::new();
+    let mut seen: BTreeSet<(Place, u64)> = BTreeSet::new();
+    for op in history {
+        if let End::Done { values, .. } = &op.end {
+            for (at, value) in (0..).zip(values) {
+                seen.insert((Place { volume: op.volume, block: op.first + at }, *value));
+            }
+        }
+    }
     for op in history {
         let mut add = |at: u32, value: u64, is_write: bool, responded: Option<u64>| {
             let place = Place { volume: op.volume, block: op.first + at };
@@ -52,7 +67,13 @@ pub fn by_block(history: &[Op]) -> Blocks {
                     // Reported failed, a part of it may have taken effect all the same.
                     End::Open | End::Failed { .. } | End::Garbage { .. } => None,
                 };
-                (0..op.count).for_each(|at| add(at, op.value, true, responded));
+                let taken_over = reigned.ended(op.reign).filter(|_| responded.is_none());
+                for at in 0..op.count {
+                    let place = Place { volume: op.volume, block: op.first + at };
+                    if taken_over.is_none() || seen.contains(&(place, op.value)) {
+                        add(at, op.value, true, responded.or(taken_over));
+                    }
+                }
             }
         }
     }
@@ -110,14 +131,23 @@ pub fn check(history: &[BlockOp]) -> Verdict {
 
 /// Judges the whole history.
 #[must_use]
-pub fn judge(history: &[Op], blocks: &Blocks) -> Judgement {
+pub fn judge(history: &[Op], blocks: &Blocks, reigned: &Reigned) -> Judgement {
     let mut judgement = Judgement { blocks: blocks.len(), ..Judgement::default() };
     for op in history {
         let mut line = Vec::new();
         op.write_to(&mut line).expect("memory takes it");
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         match &op.end {
-            End::Done { .. } => {}
+            End::Done { .. } => {
+                if reigned.ended(op.reign).is_some_and(|ended| op.invoked > ended) {
+                    judgement.violations.push(format!("I4: begun after a take-over: {line}"));
+                }
+            }
+            End::Failed { at, error }
+                if is_fenced(error) && reigned.may_be_fenced(op.reign, *at) =>
+            {
+                judgement.fenced += 1;
+            }
             End::Open => judgement.violations.push(format!("never ended: {line}")),
             End::Garbage { .. } => judgement.violations.push(format!("nobody wrote this: {line}")),
             End::Failed { .. } => judgement.errors.push(line),
@@ -269,7 +299,8 @@ mod tests {
     #[test]
     fn a_recorded_history_of_a_memory_is_sound() {
         let history = recorded();
-        let judgement = judge(&history, &by_block(&history));
+        let judgement =
+            judge(&history, &by_block(&history, &Reigned::default()), &Reigned::default());
         assert!(judgement.violations.is_empty(), "{:?}", judgement.violations);
         assert_eq!(judgement.undecided, 0);
         assert_eq!(judgement.block_ops, 2000);
@@ -278,7 +309,7 @@ mod tests {
     #[test]
     fn a_stale_read_and_a_lost_write_planted_in_a_recorded_history_are_caught() {
         let history = recorded();
-        let blocks = by_block(&history);
+        let blocks = by_block(&history, &Reigned::default());
         assert_eq!(notices(&blocks, plant_stale_read), Some(true));
         assert_eq!(notices(&blocks, plant_lost_write), Some(true));
     }
@@ -356,7 +387,8 @@ mod tests {
         recorder.begin(Kind::Read, 1, 6, 3, 0);
         recorder.done([value(0, 2), value(0, 1), value(0, 2)].into());
         let history = recorder.take();
-        let judgement = judge(&history, &by_block(&history));
+        let judgement =
+            judge(&history, &by_block(&history, &Reigned::default()), &Reigned::default());
         assert_eq!(judgement.broken, [Place { volume: 1, block: 7 }]);
         assert_eq!(judgement.violations.len(), 1, "{:?}", judgement.violations);
     }
@@ -369,10 +401,76 @@ mod tests {
         recorder.failed("input/output error".to_owned());
         recorder.begin(Kind::Read, 0, 3, 2, 0);
         let history = recorder.take();
-        let blocks = by_block(&history);
-        let judgement = judge(&history, &blocks);
+        let blocks = by_block(&history, &Reigned::default());
+        let judgement = judge(&history, &blocks, &Reigned::default());
         assert_eq!(judgement.errors.len(), 1, "{:?}", judgement.errors);
         assert_eq!(judgement.violations.len(), 1, "{:?}", judgement.violations);
         assert_eq!(blocks[&Place { volume: 0, block: 4 }][0].responded, None);
+    }
+
+    /// A write of the first of two reigns that was fenced, and what a reader saw of it.
+    fn taken_over(read_after: bool, ends_well: bool) -> (Vec<Op>, Reigned) {
+        let clock = Clock::new();
+        let (old, new) = (Recorder::of_reign(1, 1, &clock), Recorder::of_reign(2, 2, &clock));
+        let mut reigns = Vec::new();
+        let mut begin = || {
+            let (at, attached) = (clock.now(), clock.stamp());
+            reigns.push(crate::reigns::Reign { wished_at: at, attached_at: at, attached });
+        };
+        begin();
+        old.begin(Kind::Write, 0, 5, 1, value(1, 1));
+        begin();
+        // The new one writes and reads its own.
+        new.begin(Kind::Write, 0, 5, 1, value(2, 1));
+        new.done([].into());
+        old.failed(client_lib::VolumeError::Fenced.to_string());
+        new.begin(Kind::Read, 0, 5, 1, 0);
+        new.done([if read_after { value(1, 1) } else { value(2, 1) }].into());
+        if ends_well {
+            old.begin(Kind::Read, 0, 9, 1, 0);
+            old.done([0].into());
+        }
+        let history = [old.take(), new.take()].concat();
+        (history, Reigned::new(reigns, None))
+    }
+
+    #[test]
+    fn a_fenced_write_that_takes_effect_after_the_next_attachment_is_a_violation() {
+        let (history, reigned) = taken_over(false, false);
+        let judgement = judge(&history, &by_block(&history, &reigned), &reigned);
+        assert_eq!((judgement.fenced, judgement.violations.len()), (1, 0), "{judgement:?}");
+        let (history, reigned) = taken_over(true, false);
+        let judgement = judge(&history, &by_block(&history, &reigned), &reigned);
+        assert_eq!(judgement.broken.len(), 1, "{judgement:?}");
+        // Without knowing of reigns, it could have taken effect at any time.
+        let blind = by_block(&history, &Reigned::default());
+        assert_eq!(judge(&history, &blind, &Reigned::default()).broken, []);
+    }
+
+    #[test]
+    fn an_operation_begun_after_the_next_attachment_must_not_end_well() {
+        let (history, reigned) = taken_over(false, true);
+        let judgement = judge(&history, &by_block(&history, &reigned), &reigned);
+        assert!(judgement.violations.iter().any(|v| v.starts_with("I4")), "{judgement:?}");
+    }
+
+    #[test]
+    fn a_client_that_nobody_put_out_is_not_fenced_and_no_other_error_will_do() {
+        let clock = Clock::new();
+        let only = Recorder::of_reign(1, 1, &clock);
+        let fenced = client_lib::VolumeError::Fenced.to_string();
+        for error in [fenced, client_lib::VolumeError::Io.to_string()] {
+            only.begin(Kind::Flush, 0, 0, 0, 0);
+            only.failed(error);
+        }
+        let history = only.take();
+        let at = std::time::Duration::ZERO;
+        let alone = vec![crate::reigns::Reign { wished_at: at, attached_at: at, attached: 1 }];
+        let late = Some(std::time::Duration::from_secs(9));
+        let reigned = Reigned::new(alone.clone(), late);
+        assert_eq!(judge(&history, &Blocks::new(), &reigned).errors.len(), 2);
+        let reigned = Reigned::new(alone, Some(at));
+        let judgement = judge(&history, &Blocks::new(), &reigned);
+        assert_eq!((judgement.fenced, judgement.errors.len()), (1, 1), "{judgement:?}");
     }
 }

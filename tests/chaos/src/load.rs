@@ -55,12 +55,14 @@ pub struct Target {
     pub replicas: u64,
     pub blocks: u32,
     pub segment_blocks: u32,
+    /// One client has it at a time, and others take it over.
+    pub is_exclusive: bool,
 }
 
 #[derive(Debug)]
-struct Worker {
-    recorder: Recorder,
-    thread: JoinHandle<()>,
+pub struct Worker {
+    pub recorder: Recorder,
+    pub thread: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,25 @@ fn open(urls: &[String], name: &str) -> Result<Volume> {
     Volume::open_with(&cluster, name, options).wait().with_context(|| format!("open volume {name}"))
 }
 
+/// A volume as one sees it who keeps nobody out.
+pub fn open_to_read(urls: &[String], name: &str) -> Result<Volume> {
+    let cluster = Cluster::connect(urls.iter().cloned())?;
+    let opened = Volume::open_with(&cluster, name, OpenOptions::read_only()).wait();
+    opened.with_context(|| format!("open volume {name} to read it"))
+}
+
+/// How far workers have come.
+pub fn progress_of(workers: &[Worker], now: Duration) -> Progress {
+    let mut progress = Progress { ops: 0, waiting: Duration::ZERO };
+    for worker in workers {
+        let (ops, since) = worker.recorder.progress();
+        progress.ops += ops;
+        let waiting = since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        progress.waiting = progress.waiting.max(waiting);
+    }
+    progress
+}
+
 fn small(count: usize) -> u32 {
     u32::try_from(count).expect("few clients")
 }
@@ -110,7 +131,7 @@ fn bytes(blocks: u32) -> u64 {
 }
 
 impl Load {
-    /// Opens the attachments, by turns to one volume and the other, and lets threads work through
+    /// Opens the attachments, by turns to one shared volume and the other, and lets threads work through
     /// each.
     ///
     /// # Errors
@@ -130,14 +151,16 @@ impl Load {
             workers: Vec::new(),
             stop: Arc::default(),
         };
+        let shared: Vec<usize> =
+            (0..targets.len()).filter(|at| !targets[*at].is_exclusive).collect();
         for client in 0..clients {
-            let at = client % targets.len();
+            let at = shared[client % shared.len()];
             load.clients.push((at, open(urls, &targets[at].name)?));
         }
         for client in 0..clients {
             // Which of those at its volume it is, and how many they are.
-            let turn = client / targets.len();
-            let fellows = (client % targets.len()..clients).step_by(targets.len()).count();
+            let turn = client / shared.len();
+            let fellows = (client % shared.len()..clients).step_by(shared.len()).count();
             let stripes = match writers {
                 Writers::One => Some((small(turn), small(fellows))),
                 Writers::All => None,
@@ -162,15 +185,7 @@ impl Load {
 
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let now = self.clock.now();
-        let mut progress = Progress { ops: 0, waiting: Duration::ZERO };
-        for worker in &self.workers {
-            let (ops, since) = worker.recorder.progress();
-            progress.ops += ops;
-            let waiting = since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
-            progress.waiting = progress.waiting.max(waiting);
-        }
-        progress
+        progress_of(&self.workers, self.clock.now())
     }
 
     /// Lets no worker begin anything new, and waits for what is under way. False: something is
@@ -187,8 +202,8 @@ impl Load {
         true
     }
 
-    /// Reads every block of every volume: once through the oldest attachment to it, once through
-    /// a new one. Whoever has not ended within `limit` is left behind.
+    /// Reads every block of every volume: once through the oldest attachment to it, if it is
+    /// shared, and once through a new one. Whoever has not ended within `limit` is left behind.
     ///
     /// # Errors
     /// A volume could not be opened.
@@ -197,9 +212,9 @@ impl Load {
         for (at, volume) in &self.clients {
             readers.entry(*at).or_insert_with(|| vec![volume.clone()]);
         }
-        for (at, volumes) in readers {
-            let target = self.targets[at].clone();
-            for volume in [volumes, vec![open(urls, &target.name)?]].concat() {
+        for (at, target) in self.targets.clone().into_iter().enumerate() {
+            let volumes = readers.remove(&at).unwrap_or_default();
+            for volume in [volumes, vec![open_to_read(urls, &target.name)?]].concat() {
                 let recorder = Recorder::new(self.workers.len(), &self.clock);
                 let target = target.clone();
                 let stripes = None;
@@ -231,14 +246,14 @@ impl Load {
 }
 
 /// One worker at its volume.
-struct Hands {
-    recorder: Recorder,
-    volume: Volume,
+pub struct Hands {
+    pub recorder: Recorder,
+    pub volume: Volume,
     /// Which volume, in the history.
-    at: usize,
-    target: Target,
+    pub at: usize,
+    pub target: Target,
     /// Its turn and how many there are, if it writes in its own stripes alone.
-    stripes: Option<(u32, u32)>,
+    pub stripes: Option<(u32, u32)>,
 }
 
 impl Hands {
@@ -262,6 +277,33 @@ impl Hands {
                 94..97 => self.zero(Kind::Discard, first, count),
                 _ => self.flush(),
             }
+            std::thread::sleep(Duration::from_micros(rng.below(THINK_MAX_US)));
+        }
+    }
+
+    /// Has the volume, until it is told that somebody else does. No zeroes: what was under way when
+    /// the volume was taken over is told by its values, each of which is written once.
+    pub fn reign(&self, rng: &mut Rng, stop: &AtomicBool) {
+        let mut number = 0;
+        while !stop.load(Ordering::Relaxed) && !self.recorder.has_failed() {
+            let count = rng.range_u32(1, OP_BLOCKS_MAX);
+            let first = self.first(rng, count);
+            number += 1;
+            match rng.below(100) {
+                0..40 => self.read(first, count),
+                40..97 => self.write(first, count, block::value(self.recorder.worker, number)),
+                _ => self.flush(),
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(THINK_MAX_US)));
+        }
+    }
+
+    /// Reads, whoever writes.
+    pub fn watch(&self, rng: &mut Rng, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            let count = rng.range_u32(1, OP_BLOCKS_MAX);
+            let first = self.first(rng, count);
+            self.read(first, count);
             std::thread::sleep(Duration::from_micros(rng.below(THINK_MAX_US)));
         }
     }

@@ -1,7 +1,7 @@
 //! `cargo chaos`: real servers under real faults, and a judge of what their clients saw.
 //!
 //! Starts `storaged` processes, loads them through `client-lib`, kills, pauses and cuts them off
-//! by seed while segments move, lets it be quiet, reads everything back, and puts the history
+//! by seed while segments move and one volume is taken over again and again, lets it be quiet, reads everything back, and puts the history
 //! before the zone checker of the simulator. Exits with 1 when a promise was broken, a client saw
 //! an error, a server ended by itself, or a segment did not become whole again.
 //!
@@ -15,6 +15,7 @@ mod load;
 mod moves;
 mod nemesis;
 mod network;
+mod reigns;
 mod report;
 mod room;
 mod servers;
@@ -37,6 +38,7 @@ use load::{Load, Shape, Target, Writers};
 use moves::Moves;
 use nemesis::{Nemesis, Only, TURN};
 use network::Network;
+use reigns::{Reigned, Reigns};
 use report::Report;
 use room::Room;
 use servers::Servers;
@@ -69,7 +71,10 @@ struct Args {
     /// Chooses the faults and the operations.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Attachments, by turns to the volume of two replicas and to that of three.
+    /// A server silent for this long is down, and what it had is rebuilt.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    down_after: Duration,
+    /// Attachments, by turns to the shared volume of two replicas and to that of three.
     #[arg(long, default_value_t = 4)]
     clients: usize,
     /// Operations each attachment has under way.
@@ -151,14 +156,19 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
         (1..=args.servers).map(|id| format!("http://{}", network.http(id))).collect();
     let api = Api::new(urls.clone());
     let mut rng = Rng::new(args.seed);
-    let servers = Servers::start(&program, &room.dir, args.servers, network)?;
+    let servers = Servers::start(&program, &room.dir, args.servers, args.down_after, network)?;
     let clock = Clock::new();
-    let mut nemesis = Nemesis::new(&clock, rng.fork(), args.only, api.clone(), servers);
+    let mut nemesis =
+        Nemesis::new(&clock, rng.fork(), args.only, args.down_after, api.clone(), servers);
     let targets = form(&mut nemesis, &api, args.servers, room)?;
     let writers = if args.shared_writers { Writers::All } else { Writers::One };
     let shape = Shape { clients: args.clients, workers: args.workers, writers };
     let mut load = Load::start(&clock, &urls, &targets, shape, &mut rng.fork())?;
-    let mut chaos = Chaos { room, api, nemesis: &mut nemesis, load: &mut load };
+    let alone = targets.iter().position(|target| target.is_exclusive);
+    let alone = alone.context("one volume is for one client at a time")?;
+    let target = (alone, &targets[alone]);
+    let reigns = Reigns::start(&clock, &urls, target, args.workers, &mut rng.fork())?;
+    let mut chaos = Chaos { room, api, nemesis: &mut nemesis, load: &mut load, reigns: &reigns };
     chaos.turn_for(CALM, false)?;
 
     let moves = Moves::start(chaos.api.clone(), rng.fork());
@@ -167,6 +177,7 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
     chaos.turn_for(fault_time, true)?;
     let seconds = began.elapsed().as_secs();
     let moves = moves.finish();
+    reigns.settle();
     chaos.nemesis.make_peace()?;
     chaos.turn_for(CALM, false)?;
 
@@ -182,9 +193,15 @@ fn run(args: &Args, room: &Room) -> Result<ExitCode> {
     };
     chaos.end(&urls, &mut report)?;
     let deeds = nemesis.account();
-    let history = load.history();
-    report.count(&history, deeds);
-    pass_judgement(&history, &room.dir, &mut report)?;
+    let mut history = load.history();
+    let (of_reigns, reigned, ended) = reigns.account();
+    if let Err(error) = ended {
+        report.violations.push(format!("the volume of one client at a time: {error:#}"));
+    }
+    history.extend(of_reigns);
+    history.sort_unstable_by_key(|op| op.invoked);
+    report.count(&history, deeds, &reigned);
+    pass_judgement(&history, &reigned, &room.dir, &mut report)?;
     if load.panicked() {
         report.violations.push("a worker of the load panicked: a mistake of ours".to_owned());
     }
@@ -198,6 +215,7 @@ struct Chaos<'a> {
     api: Api,
     nemesis: &'a mut Nemesis,
     load: &'a mut Load,
+    reigns: &'a Reigns,
 }
 
 impl Chaos<'_> {
@@ -209,14 +227,17 @@ impl Chaos<'_> {
             if told.elapsed() >= PROGRESS {
                 told = Instant::now();
                 let progress = self.load.progress();
+                let alone = self.reigns.progress();
                 let deeds = &self.nemesis.deeds;
                 eprintln!(
-                    "chaos: {} operations, the oldest under way for {} ms; {} kills, {} pauses, {} cuts",
-                    progress.ops,
-                    progress.waiting.as_millis(),
+                    "chaos: {} operations, the oldest under way for {} ms; {} kills, {} pauses, {} \
+                     cuts, {} reigns",
+                    progress.ops + alone.ops,
+                    progress.waiting.max(alone.waiting).as_millis(),
                     deeds.kills,
                     deeds.pauses,
-                    deeds.cuts
+                    deeds.cuts,
+                    self.reigns.count()
                 );
             }
             std::thread::sleep(TURN);
@@ -226,7 +247,7 @@ impl Chaos<'_> {
 
     /// The quiet end: everything ends, becomes whole, and is read back.
     fn end(&mut self, urls: &[String], report: &mut Report) -> Result<()> {
-        if !self.load.finish(LAST_OPS_MAX) {
+        if !self.reigns.finish(LAST_OPS_MAX) || !self.load.finish(LAST_OPS_MAX) {
             let why =
                 format!("operations still under way {} s after peace", LAST_OPS_MAX.as_secs());
             report.violations.push(why);
@@ -274,13 +295,15 @@ impl Chaos<'_> {
 /// Waits for the cluster and makes its volumes.
 fn form(nemesis: &mut Nemesis, api: &Api, servers: u8, room: &Room) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for replicas in [2, 3.min(u64::from(servers))] {
+    let three = 3.min(u64::from(servers));
+    for (replicas, is_exclusive) in [(2, false), (three, false), (2, true)] {
         let name = format!("chaos-{}-{replicas}", targets.len());
         targets.push(Target {
             name,
             replicas,
             blocks: SEGMENTS * SEGMENT_BLOCKS,
             segment_blocks: SEGMENT_BLOCKS,
+            is_exclusive,
         });
     }
     let since = Instant::now();
@@ -331,9 +354,15 @@ fn look_at_forming(api: &Api, servers: u8, targets: &[Target]) -> Result<(), Str
     Ok(())
 }
 
-fn pass_judgement(history: &[Op], dir: &Path, report: &mut Report) -> Result<()> {
-    let blocks = judge::by_block(history);
-    let judgement = judge::judge(history, &blocks);
+fn pass_judgement(
+    history: &[Op],
+    reigned: &Reigned,
+    dir: &Path,
+    report: &mut Report,
+) -> Result<()> {
+    let blocks = judge::by_block(history, reigned);
+    let judgement = judge::judge(history, &blocks, reigned);
+    report.fenced_ops = judgement.fenced;
     report.blocks = judgement.blocks;
     report.block_ops = judgement.block_ops;
     report.undecided_blocks = judgement.undecided;

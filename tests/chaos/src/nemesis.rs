@@ -22,16 +22,18 @@ use crate::servers::Servers;
 pub const TURN: Duration = Duration::from_millis(20);
 /// How often the map is asked whether it is dark.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between faults. With their mean, half an hour has some 500.
-const GAP_MS: (u64, u64) = (1_500, 5_500);
-/// A pause is longer than the lease of 2 s two times in three.
+/// Between faults: half an hour has several hundred, though some have to wait until they can be
+/// borne.
+const GAP_MS: (u64, u64) = (800, 4_000);
+/// A pause is longer than the lease of 0.7 s nine times in ten.
 const PAUSE_MS: (u64, u64) = (100, 6_000);
 const CUT_MS: (u64, u64) = (500, 8_000);
 /// Cuts at once.
 const CUTS_MAX: usize = 2;
-/// A dead server comes back: at once, after a moment, or when the planner has given it up
-/// (`rebuild_after_ms` of its policy, 15 s).
-const AWAY_MS: [(u64, u64); 3] = [(10, 300), (500, 5_000), (16_000, 20_000)];
+/// A dead server comes back at once, after a moment …
+const AWAY_MS: [(u64, u64); 2] = [(10, 300), (500, 5_000)];
+/// … or so long after the planner has given it up.
+const BEYOND_MS: (u64, u64) = (1_000, 5_000);
 /// Of a hundred faults, so many are kills, and up to so many kills or pauses; the others are cuts.
 const KILLS: u64 = 62;
 const PAUSES: u64 = 80;
@@ -96,6 +98,7 @@ pub struct Nemesis {
     clock: Arc<Clock>,
     rng: Rng,
     only: Option<Only>,
+    down_after: Duration,
     api: Api,
     pub servers: Servers,
     due: Vec<(Duration, Due)>,
@@ -111,6 +114,7 @@ impl Nemesis {
         clock: &Arc<Clock>,
         rng: Rng,
         only: Option<Only>,
+        down_after: Duration,
         api: Api,
         servers: Servers,
     ) -> Nemesis {
@@ -118,6 +122,7 @@ impl Nemesis {
             clock: Arc::clone(clock),
             rng,
             only,
+            down_after,
             api,
             servers,
             due: Vec::new(),
@@ -289,12 +294,11 @@ impl Nemesis {
     }
 
     fn away(&mut self) -> Duration {
-        let (low, high) = match self.rng.below(100) {
-            0..60 => AWAY_MS[0],
-            60..90 => AWAY_MS[1],
-            _ => AWAY_MS[2],
-        };
-        self.between(low, high)
+        match self.rng.below(100) {
+            0..60 => self.between(AWAY_MS[0].0, AWAY_MS[0].1),
+            60..90 => self.between(AWAY_MS[1].0, AWAY_MS[1].1),
+            _ => self.down_after + self.between(BEYOND_MS.0, BEYOND_MS.1),
+        }
     }
 
     fn kill(&mut self, segments: &[Segment], leader: Option<u8>) -> bool {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::history::{Kind, Op};
+use crate::history::{End, Kind, Op};
 use crate::nemesis::{Deeds, Fault, FaultKind};
+use crate::reigns::{Reigned, is_fenced};
 
 /// Shorter than this nobody calls it a stall, and a fault is not charged with it.
 const STALL_MIN: Duration = Duration::from_millis(20);
@@ -21,6 +22,7 @@ const MET_BEFORE: Duration = Duration::from_secs(8);
 pub struct Spread {
     pub count: usize,
     pub p50_ms: f64,
+    pub p90_ms: f64,
     pub p99_ms: f64,
     pub p999_ms: f64,
     pub max_ms: f64,
@@ -36,6 +38,7 @@ impl Spread {
         Spread {
             count: times.len(),
             p50_ms: at(500),
+            p90_ms: at(900),
             p99_ms: at(990),
             p999_ms: at(999),
             max_ms: at(1000),
@@ -56,6 +59,11 @@ pub struct Report {
     pub kills: usize,
     pub pauses: usize,
     pub cuts: usize,
+    /// Times the volume of one client at a time was taken from who had it, and how long they took.
+    pub take_overs: usize,
+    pub take_over: Spread,
+    /// Operations that ended because their client was fenced.
+    pub fenced_ops: usize,
     pub moves_ordered: usize,
     pub moves_refused: usize,
     /// Migrations that ended well, the planner's rebuilds included.
@@ -77,13 +85,22 @@ pub struct Report {
     pub stall_after: BTreeMap<String, Spread>,
     pub faults: Vec<Fault>,
     pub client_errors: Vec<String>,
+    /// Of them, those that met no dark time.
+    pub client_errors_in_the_light: usize,
     pub deaths: Vec<String>,
     pub violations: Vec<String>,
 }
 
 impl Report {
     /// Takes in what the clients saw and what was done to the servers.
-    pub fn count(&mut self, history: &[Op], deeds: &Deeds) {
+    pub fn count(&mut self, history: &[Op], deeds: &Deeds, reigned: &Reigned) {
+        self.take_over = Spread::of(reigned.took());
+        self.take_overs = self.take_over.count;
+        // A client that was fenced waited for nothing it could have had.
+        let was_fenced = |op: &Op| match &op.end {
+            End::Failed { at, error } => is_fenced(error) && reigned.may_be_fenced(op.reign, *at),
+            End::Open | End::Done { .. } | End::Garbage { .. } => false,
+        };
         self.ops = history.len();
         let Deeds { faults, kills, pauses, cuts, deaths, dark } = deeds;
         (self.kills, self.pauses, self.cuts) = (*kills, *pauses, *cuts);
@@ -92,7 +109,10 @@ impl Report {
         self.dark_seconds =
             dark.iter().map(|(from, to)| *to - *from).sum::<Duration>().as_secs_f64();
 
-        let took = |op: &Op| op.ended().map(|end| end.saturating_sub(op.began));
+        let took = |op: &Op| {
+            let end = op.ended().filter(|_| !was_fenced(op))?;
+            Some(end.saturating_sub(op.began))
+        };
         let kinds = [Kind::Read, Kind::Write, Kind::Zero, Kind::Discard, Kind::Flush];
         for kind in kinds {
             let times = history.iter().filter(|op| op.kind == kind).filter_map(took).collect();
@@ -104,6 +124,7 @@ impl Report {
 
         let mut stalls: Vec<(Duration, Duration, &Op)> = history
             .iter()
+            .filter(|op| !was_fenced(op))
             .filter_map(|op| Some((op.began, op.ended()?, op)))
             .filter(|(began, ended, _)| *ended - *began >= STALL_MIN)
             .collect();
@@ -113,6 +134,12 @@ impl Report {
         let lit = stalls.iter().filter(|(began, ended, _)| is_lit(*began, *ended));
         let longest = lit.map(|(began, ended, _)| *ended - *began).max().unwrap_or_default();
         self.longest_stall_in_the_light_ms = longest.as_secs_f64() * 1000.0;
+
+        self.client_errors_in_the_light = history
+            .iter()
+            .filter(|op| matches!(op.end, End::Failed { .. }) && !was_fenced(op))
+            .filter(|op| op.ended().is_some_and(|ended| is_lit(op.began, ended)))
+            .count();
 
         let mut by_kind: BTreeMap<FaultKind, Vec<Duration>> = BTreeMap::new();
         for fault in faults {
@@ -170,6 +197,8 @@ impl Report {
         }
         line("operations", format!("{} on {} blocks", self.ops, self.blocks));
         line("kills, pauses, cuts", format!("{}, {}, {}", self.kills, self.pauses, self.cuts));
+        let fenced = self.fenced_ops;
+        line("take-overs", format!("{}; {fenced} operations fenced", self.take_overs));
         let done = self.migrations_done.map_or_else(|| "?".to_owned(), |done| done.to_string());
         let (ordered, refused) = (self.moves_ordered, self.moves_refused);
         line("moves", format!("{ordered} ordered, {refused} refused; {done} migrations done"));
@@ -183,14 +212,18 @@ impl Report {
         }
         let spread = |s: &Spread| {
             format!(
-                "{:>8} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
-                s.count, s.p50_ms, s.p99_ms, s.p999_ms, s.max_ms
+                "{:>8} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1}",
+                s.count, s.p50_ms, s.p90_ms, s.p99_ms, s.p999_ms, s.max_ms
             )
         };
-        line("latency, ms", "   count       p50       p99     p99.9       max".to_owned());
+        line(
+            "latency, ms",
+            "   count       p50       p90       p99     p99.9       max".to_owned(),
+        );
         for (kind, s) in &self.latency {
             line(&format!("  {kind}"), spread(s));
         }
+        line("  take_over", spread(&self.take_over));
         line("longest stall after, ms", String::new());
         for (kind, s) in &self.stall_after {
             line(&format!("  {kind}"), spread(s));
@@ -204,6 +237,7 @@ impl Report {
         line("planted lost write", seen(self.notices_a_lost_write).to_owned());
         line("undecided blocks", self.undecided_blocks.to_string());
         line("client errors", self.client_errors.len().to_string());
+        line("  while it was not dark", self.client_errors_in_the_light.to_string());
         line("servers that ended", self.deaths.len().to_string());
         line("violations", self.violations.len().to_string());
         let told = [&self.client_errors, &self.deaths, &self.violations];

@@ -35,14 +35,15 @@ pub struct Servers {
     processes: Vec<Process>,
 }
 
-fn config_of(id: u8, count: u8, dir: &Path, network: &Network) -> String {
+fn config_of(id: u8, count: u8, dir: &Path, down_after: Duration, network: &Network) -> String {
     let mut text = format!(
         "id = {id}\ndata_dir = {:?}\nlisten = {:?}\nhttp = {:?}\nbootstrap = {}\ninsecure = true\n\
-         exit_on_stdin_close = true\n",
+         exit_on_stdin_close = true\ndown_after = \"{}\"\n",
         dir.join("data"),
         network.data(id),
         network.http(id),
-        id == 1
+        id == 1,
+        humantime::format_duration(down_after)
     );
     for peer in 1..=count {
         let (data, http) = (network.data(peer), network.http(peer));
@@ -56,13 +57,19 @@ impl Servers {
     ///
     /// # Errors
     /// A file could not be written, or a process not started.
-    pub fn start(program: &Path, dir: &Path, count: u8, network: Network) -> Result<Servers> {
+    pub fn start(
+        program: &Path,
+        dir: &Path,
+        count: u8,
+        down_after: Duration,
+        network: Network,
+    ) -> Result<Servers> {
         let mut processes = Vec::new();
         for id in 1..=count {
             let home = dir.join(format!("server-{id}"));
             fs::create_dir_all(&home).with_context(|| format!("make {}", home.display()))?;
             let config = home.join("storaged.toml");
-            fs::write(&config, config_of(id, count, &home, &network))
+            fs::write(&config, config_of(id, count, &home, down_after, &network))
                 .with_context(|| format!("write {}", config.display()))?;
             let log = dir.join(format!("server-{id}.log"));
             processes.push(Process { id, log, config, child: None, is_stopped: false });

@@ -3,27 +3,28 @@
 use super::*;
 use crate::map::attach::{OWNER_BYTES_MAX, SHARERS_MAX};
 
-fn attach(client: u64, mode: AttachMode, force: bool) -> Command {
+fn attach(client: u64, mode: AttachMode, expect_writer: Option<u64>) -> Command {
     Command::Attach {
         volume: "v".to_owned(),
         client: ClientId(client),
         owner: format!("host-{client}"),
         mode,
-        force,
+        expect_writer,
         at_unix_ms: 1_000 + client,
     }
 }
 
 fn exclusive(client: u64) -> Command {
-    attach(client, AttachMode::Exclusive, false)
+    attach(client, AttachMode::Exclusive, None)
 }
 
 fn shared(client: u64) -> Command {
-    attach(client, AttachMode::Shared, false)
+    attach(client, AttachMode::Shared, None)
 }
 
-fn forced(client: u64) -> Command {
-    attach(client, AttachMode::Exclusive, true)
+/// By one who saw the volume attached under the token `seen`.
+fn forced(client: u64, seen: u64) -> Command {
+    attach(client, AttachMode::Exclusive, Some(seen))
 }
 
 fn detach(client: u64, writer: u64) -> Command {
@@ -79,7 +80,7 @@ fn who_asks_twice_gets_the_same_token_and_shows_once() {
     bench.volume("v", 1, 2);
     assert_eq!(bench.token(exclusive(1)), 1);
     assert_eq!(bench.token(exclusive(1)), 1);
-    assert_eq!(bench.token(forced(1)), 1, "a take-over whose answer was lost");
+    assert_eq!(bench.token(forced(1, 0)), 1, "a take-over whose answer was lost");
     assert_eq!(bench.holders(), [1]);
     let held = bench.map.volume_by_name("v").and_then(|v| v.attachment.clone());
     assert_eq!(held.map(|h| h.clients[0].at_unix_ms), Some(1_001), "it counts from the first");
@@ -91,7 +92,7 @@ fn a_take_over_has_a_new_token_and_ends_every_older_attachment() {
     bench.volume("v", 1, 2);
     bench.token(shared(1));
     bench.token(shared(2));
-    assert_eq!(bench.token(forced(3)), 2);
+    assert_eq!(bench.token(forced(3, 1)), 2);
     assert_eq!(bench.holders(), [3]);
     // The ones before know nothing of it yet, and give back what they no longer have.
     bench.ok(detach(1, 1));
@@ -100,8 +101,28 @@ fn a_take_over_has_a_new_token_and_ends_every_older_attachment() {
     // A forced sharer takes over from sharers, too: it does not join them.
     bench.ok(detach(3, 2));
     assert_eq!(bench.token(shared(1)), 3);
-    assert_eq!(bench.token(attach(2, AttachMode::Shared, true)), 4);
+    assert_eq!(bench.token(attach(2, AttachMode::Shared, Some(3))), 4);
     assert_eq!(bench.holders(), [2]);
+}
+
+/// A server was stopped with the take-over in its hands, and goes on when others have had the volume.
+#[test]
+fn a_take_over_that_comes_late_puts_out_nobody_but_whom_its_sender_saw() {
+    let mut bench = Bench::of_servers(2);
+    bench.volume("v", 1, 2);
+    bench.token(exclusive(1));
+    let late = forced(2, 1);
+    assert_eq!(bench.token(forced(3, 1)), 2);
+    let why = bench.no(late.clone());
+    assert!(is_held_by(&why, 3), "{why}");
+    assert_eq!(bench.holders(), [3]);
+    // Nor one who took the volume when it was free.
+    bench.ok(detach(3, 2));
+    assert_eq!(bench.token(exclusive(1)), 3);
+    assert!(is_held_by(&bench.no(late.clone()), 1));
+    // Nobody is put out where nobody has it.
+    bench.ok(detach(1, 3));
+    assert_eq!(bench.token(late), 4);
 }
 
 #[test]
@@ -132,7 +153,7 @@ fn sharers_and_the_names_of_owners_are_bounded() {
         bench.token(shared(client));
     }
     assert!(matches!(bench.no(shared(most + 1)), Refused::Refused { .. }));
-    let mut command = forced(1);
+    let mut command = forced(1, 1);
     if let Command::Attach { owner, .. } = &mut command {
         *owner = "x".repeat(OWNER_BYTES_MAX + 1);
     }
@@ -173,8 +194,8 @@ fn the_token_is_in_every_config_made_after_it_was_given_out() {
     let server = bench.backup(segments[0]);
     bench.ok(Command::Evict { segment: segments[0], expect: Epoch(1), server });
     assert_eq!(bench.config(segments[0]).writer, 1);
-    bench.token(forced(2));
-    bench.token(forced(3));
+    bench.token(forced(2, 1));
+    bench.token(forced(3, 2));
     assert_eq!((bench.config(segments[0]).writer, bench.config(segments[1]).writer), (1, 0));
     // A new life of a server makes a new epoch of all it has, as does the end of a migration.
     bench.ok(Command::RegisterServer(server_of(bench.config(segments[1]).primary)));
@@ -206,5 +227,5 @@ fn attachments_come_back_with_a_map_that_was_saved() {
     let map: Map = postcard::from_bytes(&bytes).expect("and read back");
     assert_eq!(map, bench.map);
     bench.map = map;
-    assert_eq!((bench.holders(), bench.token(forced(3))), (vec![1, 2], 2));
+    assert_eq!((bench.holders(), bench.token(forced(3, 1))), (vec![1, 2], 2));
 }

@@ -96,7 +96,7 @@ fn command(map: &Map, draw: &Draw) -> Command {
             client: ClientId(draw.other),
             owner: "somebody".to_owned(),
             mode: if draw.flag { AttachMode::Shared } else { AttachMode::Exclusive },
-            force: draw.stale,
+            expect_writer: draw.stale.then_some(draw.server % 4),
             at_unix_ms: draw.server,
         },
         16 => {

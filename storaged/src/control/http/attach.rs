@@ -117,8 +117,25 @@ pub struct NewAttachment {
     owner: String,
     #[serde(default)]
     mode: AttachMode,
+    /// Whether it is to be taken from whoever has it …
     #[serde(default)]
     force: bool,
+    /// … under this token; what a refusal without force tells.
+    expect_writer: Option<u64>,
+}
+
+impl NewAttachment {
+    fn expected(&self) -> Result<Option<u64>, Problem> {
+        match (self.force, self.expect_writer) {
+            (true, Some(writer)) => Ok(Some(writer)),
+            (false, None) => Ok(None),
+            (true, None) => Err(Problem::invalid(
+                "force: give expect_writer too, the token of the attachment that is to be taken \
+                 over; ask without force to be told it",
+            )),
+            (false, Some(_)) => Err(Problem::invalid("expect_writer: it goes with force alone")),
+        }
+    }
 }
 
 pub async fn attach(
@@ -127,9 +144,11 @@ pub async fn attach(
     body: Result<Json<NewAttachment>, JsonRejection>,
 ) -> Answer {
     let Path(name) = name?;
-    let Json(NewAttachment { client_id, owner, mode, force }) = body?;
+    let Json(asked) = body?;
+    let expect_writer = asked.expected()?;
+    let NewAttachment { client_id, owner, mode, force: _, expect_writer: _ } = asked;
     let client = client_id.client()?;
-    let wish = Wish { volume: name.clone(), client, owner, mode, force };
+    let wish = Wish { volume: name.clone(), client, owner, mode, expect_writer };
     let got = control.attach(wish).await.map_err(|error| match error {
         ChangeError::Refused(Refused::Attached { .. }) => {
             held(&control, &name).unwrap_or_else(|| error.into())
@@ -157,20 +176,39 @@ pub struct Holder {
     writer: u64,
 }
 
+/// Without `client_id` it is an operator who asks, and for all who have it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detachment {
+    client_id: Option<Number>,
+    writer: u64,
+    /// Though they live.
+    #[serde(default)]
+    force: bool,
+}
+
 pub async fn detach(
     State(control): State<Control>,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Json<Holder>, JsonRejection>,
+    body: Result<Json<Detachment>, JsonRejection>,
 ) -> Answer {
     let Path(name) = name?;
-    let Json(Holder { client_id, writer }) = body?;
-    let client = client_id.client()?;
-    control.change(Command::Detach { volume: name.clone(), client, writer }).await.map_err(
-        |error| match error {
-            ChangeError::Refused(Refused::NotFound { .. }) => no_volume(&name),
-            other => other.into(),
-        },
-    )?;
+    let Json(Detachment { client_id, writer, force }) = body?;
+    let done = match client_id {
+        Some(client) => {
+            let client = client.client()?;
+            let command = Command::Detach { volume: name.clone(), client, writer };
+            control.change(command).await.map(|_| ())
+        }
+        None => control.detach_all(&name, writer, force).await,
+    };
+    done.map_err(|error| match error {
+        ChangeError::Refused(Refused::Attached { .. }) => {
+            held(&control, &name).unwrap_or_else(|| error.into())
+        }
+        ChangeError::Refused(Refused::NotFound { .. }) => no_volume(&name),
+        other => other.into(),
+    })?;
     Ok((StatusCode::OK, Json(json!({ "volume": name, "attached": false }))))
 }
 
@@ -196,11 +234,11 @@ pub async fn keep_alive(
 
 /// Who has a volume, since when, and when he was last heard from; none if nobody does.
 fn held(control: &Control, name: &str) -> Option<Problem> {
-    let (volume, held) = control.with_map(|map| {
+    let (volume, writer, held) = control.with_map(|map| {
         let volume = map.volume_by_name(name)?;
-        Some((volume.id, volume.attachment.clone()?))
+        Some((volume.id, volume.writer, volume.attachment.clone()?))
     })?;
-    let mut shown = objects::attachment(&held);
+    let mut shown = objects::attachment(&held, writer);
     let mut words = Vec::new();
     let listed = shown["clients"].as_array_mut().into_iter().flatten();
     for (client, shown) in held.clients.iter().zip(listed) {

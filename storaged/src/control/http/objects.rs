@@ -76,7 +76,7 @@ pub fn volume(volume: &Volume) -> Value {
         "replicas": volume.replicas,
         "criticality": volume.criticality,
         "durability": volume.durability,
-        "attachment": volume.attachment.as_ref().map(attachment),
+        "attachment": volume.attachment.as_ref().map(|held| attachment(held, volume.writer)),
     })
 }
 
@@ -85,8 +85,9 @@ fn rate(per_second: f64) -> f64 {
     (per_second * 100.0).round() / 100.0
 }
 
-/// Who has a volume attached. Ids of clients are random, and too large for JSON's numbers.
-pub fn attachment(attachment: &Attachment) -> Value {
+/// Who has a volume attached, and under which token. Ids of clients are random, and too large for
+/// JSON's numbers.
+pub fn attachment(attachment: &Attachment, writer: u64) -> Value {
     let Attachment { mode, clients } = attachment;
     let clients: Vec<Value> = clients
         .iter()
@@ -98,7 +99,7 @@ pub fn attachment(attachment: &Attachment) -> Value {
             })
         })
         .collect();
-    json!({ "mode": mode, "clients": clients })
+    json!({ "mode": mode, "writer": writer, "clients": clients })
 }
 
 /// A segment of the volume called so.

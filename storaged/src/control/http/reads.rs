@@ -21,9 +21,8 @@ use crate::control::scores::{Lives, Word};
 
 type Answer = Result<Json<Value>, Problem>;
 
-async fn server_list(control: &Control, map: &Map, lives: &Lives) -> Vec<Value> {
-    let waits = control.waits().await.ok();
-    map.servers().map(|s| objects::server(map, lives, s, waits.as_ref())).collect()
+fn server_list(map: &Map, lives: &Lives, waits: Option<&Waits>) -> Vec<Value> {
+    map.servers().map(|s| objects::server(map, lives, s, waits)).collect()
 }
 
 /// One server, as it is now.
@@ -56,6 +55,7 @@ pub async fn cluster(State(control): State<Control>) -> Json<Value> {
     } else {
         "ok"
     };
+    let waits = control.waits().await.ok();
     Json(json!({
         "cluster_id": control.inner.cluster.to_string(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -64,7 +64,8 @@ pub async fn cluster(State(control): State<Control>) -> Json<Value> {
         "leader": status.leader,
         "consensus": if status.has_quorum { "ok" } else { "no_quorum" },
         "health": health,
-        "servers": server_list(&control, &map, &lives).await,
+        "servers": server_list(&map, &lives, waits.as_ref()),
+        "waiting_for": waits.map(|waits| waits.waits),
         "volumes": map.volumes().count(),
         "segments": {
             "total": map.segments().count(),
@@ -91,7 +92,8 @@ pub async fn own_waits(State(control): State<Control>) -> Json<Waits> {
 
 pub async fn servers(State(control): State<Control>) -> Json<Value> {
     let (map, lives) = (control.snapshot(), control.inner.scores.lives());
-    Json(json!({ "servers": server_list(&control, &map, &lives).await }))
+    let waits = control.waits().await.ok();
+    Json(json!({ "servers": server_list(&map, &lives, waits.as_ref()) }))
 }
 
 pub async fn volumes(State(control): State<Control>) -> Json<Value> {

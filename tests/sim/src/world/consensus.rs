@@ -121,7 +121,7 @@ impl Consensus {
             client,
             owner: format!("client {client}"),
             mode: AttachMode::Exclusive,
-            force: true,
+            expect_writer: Some(self.map.volume_by_name(VOLUME).map_or(0, |v| v.writer)),
             at_unix_ms: 0,
         }
     }
