@@ -63,6 +63,12 @@ pub enum Error {
     DrainCalledOff { server: String, state: String, segments: u64 },
     #[error("server {server} still holds segments after {seconds} s: {waiting_for}")]
     DrainTimedOut { server: String, seconds: u64, waiting_for: String },
+    /// A command that needs the operator's word did not get it; nothing has happened.
+    #[error("{doing}: not confirmed; nothing was changed")]
+    NotConfirmed { doing: String },
+    /// Another program did the work and has told how it went.
+    #[error("{program} ended with {code}")]
+    PassedOn { program: String, code: u8 },
     #[error(transparent)]
     Dev(#[from] DevError),
     #[error("stdout was closed")]
@@ -90,7 +96,8 @@ impl Error {
             Self::Usage(_) => EXIT_USAGE,
             Self::Problem { problem, .. } => exit_code_of_status(problem.status),
             Self::Unreachable { .. } | Self::Unanswered { .. } => EXIT_UNREACHABLE,
-            Self::DrainCalledOff { .. } => EXIT_REFUSED,
+            Self::DrainCalledOff { .. } | Self::NotConfirmed { .. } => EXIT_REFUSED,
+            Self::PassedOn { code, .. } => *code,
             Self::BadAnswer { .. }
             | Self::NoSuch { .. }
             | Self::MigrationEnded { .. }
@@ -109,7 +116,7 @@ impl Error {
 
     /// Whether somebody has told already, and only the exit code is left to pass on.
     pub fn is_reported(&self) -> bool {
-        matches!(self, Self::Dev(DevError::Reported { .. }))
+        matches!(self, Self::Dev(DevError::Reported { .. }) | Self::PassedOn { .. })
     }
 
     /// The same as problem details.

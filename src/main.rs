@@ -58,6 +58,7 @@ fn run(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Segment(command) => commands::segment::run(&context, &command),
         Command::Migration(command) => commands::migration::run(&context, &command),
         Command::Score { id } => commands::score::run(&context, id.as_ref()),
+        Command::Cluster(command) => commands::cluster::run(output, &command),
         Command::Fault(command) => commands::fault::run(&context, &command),
     }
 }

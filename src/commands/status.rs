@@ -53,6 +53,9 @@ fn render(cluster: &Cluster) -> String {
             or_dash(segments.unavailable.as_ref()),
         ),
     );
+    if let Some(forced) = segments.forced.filter(|forced| *forced > 0) {
+        line("data loss", format!("accepted for {forced} segments: an older copy was forced"));
+    }
     line("migrations", format!("{} under way", or_dash(migrations_active.as_ref())));
     text.push('\n');
     text.push_str(&server::render(servers));

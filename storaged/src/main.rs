@@ -79,7 +79,7 @@ fn founded_cluster(config: &Config) -> u64 {
     let mut peers: Vec<String> =
         config.peers.iter().map(|p| format!("{}={},{}", p.id, p.data, p.http)).collect();
     peers.sort();
-    xxh3_64(peers.join(";").as_bytes()).max(1)
+    smt::lineage::founded(xxh3_64(peers.join(";").as_bytes()))
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
@@ -175,7 +175,6 @@ fn run(config: Config) -> anyhow::Result<()> {
             stop.send_replace(true);
         });
     }
-    let notify = Arc::clone(&signals);
     let inputs = Inputs {
         config,
         cluster,
@@ -183,7 +182,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         incarnation: identity.incarnation,
         capacity_bytes,
         map,
-        notify: Box::new(move || notify.map_changed()),
+        signals: Arc::clone(&signals),
         stats,
         traffic,
         faults,

@@ -11,6 +11,7 @@ mod device;
 mod error;
 mod faults;
 mod files;
+mod headers;
 mod layout;
 mod syncer;
 
@@ -31,6 +32,7 @@ use error::whole_story;
 pub use error::{DiskError, Result};
 pub use faults::{FaultSettings, Faults};
 use files::Place;
+pub use headers::{Header, headers};
 pub use layout::{FORMAT_VERSION, Identity};
 pub use syncer::Syncer;
 use syncer::{Answer, Line};
