@@ -7,5 +7,6 @@ pub mod config;
 pub mod consensus;
 pub mod control;
 pub mod disk;
+pub mod recovery;
 pub mod shard;
 pub mod telemetry;

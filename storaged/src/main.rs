@@ -1,6 +1,8 @@
 //! The storaged binary: opens everything, starts the data plane and the control plane, and ends
 //! both in good order.
 //!
+//! `storaged recovery …` is what `petrel cluster …` runs, on a directory at rest.
+//!
 //! Exit codes: 0 stopped as asked, 1 failed, 2 a bad configuration, 3 refused by the data
 //! directory or by the cluster.
 
@@ -29,6 +31,10 @@ const REFUSED: u8 = 3;
 
 fn main() -> ExitCode {
     die_whole();
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "recovery") {
+        return ExitCode::from(storaged::recovery::run(arguments));
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("PETREL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     tracing_subscriber::fmt()

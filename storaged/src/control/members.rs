@@ -46,7 +46,9 @@ pub(super) async fn keep(control: Control) {
         let members = log.members();
         let map = control.snapshot();
         let present = |s: &&smt::map::Server| s.state != ServerState::Removed;
-        for server in map.servers().filter(present).filter(|s| !members.contains_key(&s.id.0)) {
+        let missing =
+            |s: &&smt::map::Server| !members.contains_key(&s.id.0) && !s.address.is_empty();
+        for server in map.servers().filter(present).filter(missing) {
             let peer = Peer { data: server.address.clone(), http: server.http.clone() };
             match log.add_member(server.id.0, peer).await {
                 Ok(()) => tracing::info!(server = %server.id, "a member of the map's log now"),

@@ -45,6 +45,9 @@ use crate::disk::Faults;
 use crate::shard::{Signals, Traffic};
 use crate::telemetry::latency::IoStats;
 
+/// A file beside the log of a server that waits to be sent one: it founds none.
+pub const JOINING_MARK: &str = "JOINING";
+
 /// What main has opened for the control plane.
 pub struct Inputs {
     pub config: Config,
@@ -234,7 +237,8 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     let mut log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
     log_config.cluster = cluster;
     let log = Consensus::start(log_config, machine, transport).await?;
-    if config.bootstrap {
+    let joins = config.data_dir.join("consensus").join(JOINING_MARK).exists();
+    if config.bootstrap && !joins {
         let members: BTreeMap<u64, Peer> = config
             .peers
             .iter()
