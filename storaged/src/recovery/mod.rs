@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
-use smt::map::{Map, Recovered, Remains, ServerState};
+use smt::map::{Map, Recovered, ServerState};
 use smt::{Epoch, ServerId, lineage};
 
 use crate::control::unix_ms;
