@@ -10,6 +10,9 @@ mod fake;
 #[path = "cli/dev.rs"]
 mod dev;
 
+#[path = "cli/force.rs"]
+mod force;
+
 #[path = "cli/waiting.rs"]
 mod waiting;
 

@@ -11,6 +11,8 @@
 
 mod apply;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
