@@ -147,7 +147,7 @@ rm -rf "$DIR/server-1/data"
 petrel cluster recover --data-dir "$DIR/server-3/data" --accept-data-loss --yes --json >"$WORK/recovered"
 cluster=$(python3 -c "import json; print(json.load(open('$WORK/recovered'))['cluster'])")
 server 3
-three=$(sed -n 's/^http = "\(.*\)"/\1/p' "$DIR/server-3/storaged.toml")
+three=$(sed -n 's/^http = "\(.*\)"/\1/p' "$DIR/server-3/storaged.toml" | head -n 1)
 export PETREL_CLUSTER=http://$three
 wait_until 60 "server 3 decides" petrel volume list
 python3 - "$DIR" "$cluster" <<'PY'
