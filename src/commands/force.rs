@@ -87,14 +87,9 @@ pub fn force_primary(context: &Context, order: &ForcePrimary) -> Result<(), Erro
     let doing = format!("force an older copy of segment {full}");
     let route = format!("/v1/segments/{}/{}/force-primary", encode(&name.volume), name.index);
     let answer = context.client.post(&doing, &route, &Value::Object(body))?;
-    let restart = answer.get("restart_needed").and_then(Value::as_bool) == Some(true);
     context.output.show(&answer, || {
         let primary = answer.get("primary").and_then(Value::as_u64).unwrap_or_default();
-        let mut text = format!("{full} is served by server {primary}'s older copy from now on");
-        if restart {
-            text.push_str("; its disk failed, so start that server's daemon anew");
-        }
-        text
+        format!("{full} is served by server {primary}'s older copy from now on")
     })
 }
 

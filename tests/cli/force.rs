@@ -21,7 +21,7 @@ fn server() -> FakeServer {
     FakeServer::start(|request, _| match (request.method.as_str(), request.path.as_str()) {
         ("GET", "/v1/segments/v/3/candidates") => Answer::json(200, &candidates()),
         ("POST", "/v1/segments/v/3/force-primary") => {
-            Answer::json(200, &json!({"primary": 3, "epoch": 10, "restart_needed": false}))
+            Answer::json(200, &json!({"primary": 3, "epoch": 10}))
         }
         _ => Answer::not_found(),
     })

@@ -215,6 +215,13 @@ pub fn plan(config: &SegmentConfig, survey: &Survey, wish: Wish) -> Result<Comma
             chosen.server
         ));
     }
+    if chosen.role == "faulted" {
+        return Err(format!(
+            "server {}'s disk failed, and it tries nothing again in this life: start its daemon \
+             anew first (its file stays), then force it",
+            chosen.server
+        ));
+    }
     Ok(Command::ForcePrimary {
         segment,
         expect: config.epoch,
@@ -275,6 +282,8 @@ mod tests {
         let why = planned(vec![held(2, 9, false, "faulted"), old.clone()], ANY);
         assert!(why.expect_err("faulted").contains("start its daemon anew"));
         assert_eq!(planned(vec![old], ANY), Ok(3));
+        let why = planned(vec![held(3, 5, false, "faulted")], ANY);
+        assert!(why.expect_err("faulted").contains("start its daemon anew first"));
     }
 
     #[test]

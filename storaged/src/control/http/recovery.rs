@@ -136,9 +136,6 @@ pub async fn force_primary(
     answer["data_loss_accepted"] = json!(true);
     answer["forced_at"] =
         json!(event.map(|event| crate::control::times::rfc3339(event.at_unix_ms)));
-    // A disk that failed is tried again by a new life of its server alone.
-    let faulted = survey.held.iter().any(|h| h.server == after.primary.0 && h.role == "faulted");
-    answer["restart_needed"] = json!(faulted);
     Ok(Json(answer))
 }
 
