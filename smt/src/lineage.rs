@@ -16,7 +16,7 @@ pub fn founded(random: u64) -> u64 {
 #[must_use]
 pub fn next_generation(cluster: u64) -> u64 {
     let base = (cluster >> GENERATION_BITS) << GENERATION_BITS;
-    base | (generation(cluster) + 1) % (1 << GENERATION_BITS)
+    base | ((generation(cluster) + 1) % (1 << GENERATION_BITS))
 }
 
 /// How often a cluster was recovered.

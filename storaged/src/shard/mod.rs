@@ -64,13 +64,16 @@ pub struct Outlets {
     pub consensus: UnboundedSender<(OwnedFd, Vec<u8>)>,
 }
 
+/// What each replica is at the moment.
+pub type Roles = Vec<(SegmentId, ReplicaRole)>;
+
 /// What the control plane may ask of the shard, from any thread.
 #[derive(Debug)]
 pub struct Signals {
     map_changed: AtomicBool,
     stop: AtomicBool,
     /// Who waits for a look at the replicas.
-    asked: Mutex<Vec<oneshot::Sender<Vec<(SegmentId, ReplicaRole)>>>>,
+    asked: Mutex<Vec<oneshot::Sender<Roles>>>,
     waker: Waker,
 }
 
@@ -92,7 +95,7 @@ impl Signals {
     }
 
     /// What every replica is at the moment. Never answered once the shard has ended.
-    pub fn roles(&self) -> oneshot::Receiver<Vec<(SegmentId, ReplicaRole)>> {
+    pub fn roles(&self) -> oneshot::Receiver<Roles> {
         let (answer, roles) = oneshot::channel();
         self.asked.lock().expect("nobody panics while holding it").push(answer);
         self.waker.wake();
