@@ -86,6 +86,9 @@ The score is 0–100. From 50 a server gets no new data, from 70 its segments le
     /// Read and verify every replica now, repair what has rotted, and say what was found
     #[command(after_help = SCRUB_HELP)]
     Scrub(ScrubArgs),
+    /// Bring a cluster back whose consensus has lost its majority for good
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Make a server's disk slow or faulty on purpose (where storaged allows it, as in petrel dev)
     #[command(subcommand)]
     Fault(FaultCommand),
@@ -283,6 +286,63 @@ Examples:
 Writers are not stopped: the copy travels in the stream that carries new writes, and is verified
 by checksum before the new server takes over.")]
     Move(SegmentMove),
+    /// Show which servers have a file of a segment, and how old it is
+    Candidates {
+        /// The segment: VOLUME/INDEX, counting from 0
+        #[arg(value_name = "VOLUME/INDEX")]
+        segment: SegmentName,
+    },
+    /// Give a segment up to an older copy, when nobody who has it in sync will come back
+    #[command(after_help = "\
+Examples:
+  petrel segment candidates vol0/3                           who has a file of it, how old
+  petrel segment force-primary vol0/3 --accept-data-loss     the best of them
+  petrel segment force-primary vol0/3 --server 2 --accept-data-loss --yes
+
+What its last members acknowledged and that copy has not is lost for good. Make sure that they are
+off, and stay off: one that still runs, cut off from the others, goes on serving whoever reaches it.
+docs/recovery.md has the whole story.")]
+    ForcePrimary(ForcePrimary),
+}
+
+#[derive(Debug, Args)]
+pub struct ForcePrimary {
+    /// The segment: VOLUME/INDEX, counting from 0
+    #[arg(value_name = "VOLUME/INDEX")]
+    pub segment: SegmentName,
+    /// The server whose copy is to serve [default: the one that was in sync last]
+    #[arg(long, value_name = "ID")]
+    pub server: Option<Id>,
+    /// Say that acknowledged writes may be lost
+    #[arg(long)]
+    pub accept_data_loss: bool,
+    /// Take a copy that was only half filled, too
+    #[arg(long)]
+    pub half_copy: bool,
+    /// Do not ask for the segment's name first
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show what a server's directory holds, for a recovery; its daemon must be stopped
+    #[command(disable_help_flag = true)]
+    Survey(PassedOn),
+    /// Make a cluster of the servers that survived; their daemons must be stopped
+    #[command(disable_help_flag = true)]
+    Recover(PassedOn),
+    /// Let a surveyed server's directory join the recovered cluster; its daemon must be stopped
+    #[command(disable_help_flag = true)]
+    Rejoin(PassedOn),
+}
+
+/// Arguments that `storaged` judges, which has the code to read a server's directory.
+#[derive(Debug, Args)]
+pub struct PassedOn {
+    /// See `--help` of the command
+    #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -69,6 +69,12 @@ pub enum Error {
         "not all is good: {bad} blocks could not be repaired, {unread} replicas could not be read, {not_compared} chunks of 256 KiB could not be compared; `petrel segment list` shows whether replicas are missing, the servers' logs name the blocks"
     )]
     ScrubFound { bad: u64, unread: u64, not_compared: u64 },
+    /// A command that needs the operator's word did not get it; nothing has happened.
+    #[error("{doing}: not confirmed; nothing was changed")]
+    NotConfirmed { doing: String },
+    /// Another program did the work and has told how it went.
+    #[error("{program} ended with {code}")]
+    PassedOn { program: String, code: u8 },
     #[error(transparent)]
     Dev(#[from] DevError),
     #[error("stdout was closed")]
@@ -96,7 +102,8 @@ impl Error {
             Self::Usage(_) => EXIT_USAGE,
             Self::Problem { problem, .. } => exit_code_of_status(problem.status),
             Self::Unreachable { .. } | Self::Unanswered { .. } => EXIT_UNREACHABLE,
-            Self::DrainCalledOff { .. } => EXIT_REFUSED,
+            Self::DrainCalledOff { .. } | Self::NotConfirmed { .. } => EXIT_REFUSED,
+            Self::PassedOn { code, .. } => *code,
             Self::BadAnswer { .. }
             | Self::NoSuch { .. }
             | Self::MigrationEnded { .. }
@@ -117,7 +124,7 @@ impl Error {
 
     /// Whether somebody has told already, and only the exit code is left to pass on.
     pub fn is_reported(&self) -> bool {
-        matches!(self, Self::Dev(DevError::Reported { .. }))
+        matches!(self, Self::Dev(DevError::Reported { .. }) | Self::PassedOn { .. })
     }
 
     /// The same as problem details.

@@ -59,6 +59,7 @@ fn run(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Migration(command) => commands::migration::run(&context, &command),
         Command::Score { id } => commands::score::run(&context, id.as_ref()),
         Command::Scrub(order) => commands::scrub::run(&context, &order),
+        Command::Cluster(command) => commands::cluster::run(output, &command),
         Command::Fault(command) => commands::fault::run(&context, &command),
     }
 }

@@ -80,6 +80,8 @@ pub struct Cluster {
 #[serde(default)]
 pub struct SegmentCounts {
     pub total: Option<u64>,
+    /// Given up to an older copy, once at least.
+    pub forced: Option<u64>,
     pub healthy: Option<u64>,
     pub degraded: Option<u64>,
     pub unavailable: Option<u64>,
@@ -222,6 +224,39 @@ pub struct Segment {
     pub migration: Option<Id>,
     #[serde(deserialize_with = "or_default")]
     pub replicas: Vec<Replica>,
+    /// When an operator gave it up to an older copy.
+    pub forced_at: Option<String>,
+}
+
+/// `GET /v1/segments/…/candidates`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Candidates {
+    pub epoch: u64,
+    pub members: Vec<Id>,
+    pub candidates: Vec<Candidate>,
+    pub silent: Vec<Silent>,
+}
+
+/// A server's file of a segment.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Candidate {
+    pub server: Id,
+    pub member_epoch: u64,
+    pub epochs_behind: u64,
+    pub half_copied: bool,
+    pub is_member: bool,
+    pub role: String,
+    pub changed_at: Option<String>,
+}
+
+/// A server that did not say what it has.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Silent {
+    pub server: Id,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -12,6 +12,8 @@ mod dev;
 
 #[path = "cli/scrub.rs"]
 mod scrub;
+#[path = "cli/force.rs"]
+mod force;
 
 #[path = "cli/waiting.rs"]
 mod waiting;

@@ -11,6 +11,7 @@
 pub mod client;
 pub mod config;
 pub mod ids;
+pub mod lineage;
 pub mod map;
 pub mod message;
 pub mod payload;

@@ -3,7 +3,9 @@
 //! Invariant: under `--json` a command prints what the server sent, unchanged; tables are made
 //! from the same answer. A command that fails prints nothing on stdout that looks like success.
 
+pub mod cluster;
 pub mod fault;
+pub mod force;
 pub mod migration;
 pub mod score;
 pub mod scrub;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{SegmentCommand, SegmentMove};
 use crate::client::read_as;
-use crate::commands::Context;
+use crate::commands::{Context, force};
 use crate::error::Error;
 use crate::model::{Id, Migration, Segment, Segments};
 use crate::output::{or_dash, table};
@@ -16,6 +16,8 @@ pub fn run(context: &Context, command: &SegmentCommand) -> Result<(), Error> {
     match command {
         SegmentCommand::List { volume } => list(context, volume),
         SegmentCommand::Move(order) => move_one(context, order),
+        SegmentCommand::Candidates { segment } => force::candidates(context, segment),
+        SegmentCommand::ForcePrimary(order) => force::force_primary(context, order),
     }
 }
 
@@ -42,7 +44,10 @@ fn render(segments: &[Segment]) -> String {
             .collect();
         [
             format!("{}/{}", segment.volume, segment.index),
-            segment.state.clone(),
+            match &segment.forced_at {
+                Some(at) => format!("{} (an older copy, forced {at})", segment.state),
+                None => segment.state.clone(),
+            },
             or_dash(segment.epoch.as_ref()),
             segment.size_bytes.map_or_else(|| "-".to_owned(), display_bytes),
             or_dash(segment.primary.as_ref()),
@@ -107,7 +112,7 @@ fn move_one(context: &Context, order: &SegmentMove) -> Result<(), Error> {
 }
 
 /// The contract names servers by number.
-fn server_number(id: &Id) -> Result<Value, Error> {
+pub(super) fn server_number(id: &Id) -> Result<Value, Error> {
     let number: u64 = id
         .0
         .parse()

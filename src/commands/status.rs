@@ -57,6 +57,9 @@ fn render(cluster: &Cluster) -> String {
             or_dash(segments.unavailable.as_ref()),
         ),
     );
+    if let Some(forced) = segments.forced.filter(|forced| *forced > 0) {
+        line("data loss", format!("accepted for {forced} segments: an older copy was forced"));
+    }
     line("migrations", format!("{} under way", or_dash(migrations_active.as_ref())));
     let waits = waiting_for.as_deref().unwrap_or_default();
     for wait in waits.iter().take(WAITS_SHOWN) {

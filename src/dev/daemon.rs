@@ -39,10 +39,15 @@ impl Programs {
     /// They lie beside this one, unless the environment says otherwise.
     pub fn find() -> Result<Self, DevError> {
         Ok(Self {
-            storaged: find_program("storaged", "PETREL_STORAGED")?,
+            storaged: find_storaged()?,
             nbd_bridge: find_program("nbd-bridge", "PETREL_NBD_BRIDGE")?,
         })
     }
+}
+
+/// Where `storaged` is.
+pub fn find_storaged() -> Result<PathBuf, DevError> {
+    find_program("storaged", "PETREL_STORAGED")
 }
 
 fn find_program(name: &'static str, variable: &'static str) -> Result<PathBuf, DevError> {

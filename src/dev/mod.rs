@@ -20,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use args::DevArgs;
+pub use daemon::find_storaged;
 pub use error::DevError;
 
 use crate::output::Output;

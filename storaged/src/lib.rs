@@ -7,6 +7,7 @@ pub mod config;
 pub mod consensus;
 pub mod control;
 pub mod disk;
+pub mod recovery;
 pub mod scrub;
 pub mod shard;
 pub mod telemetry;

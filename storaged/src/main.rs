@@ -1,6 +1,8 @@
 //! The storaged binary: opens everything, starts the data plane and the control plane, and ends
 //! both in good order.
 //!
+//! `storaged recovery …` is what `petrel cluster …` runs, on a directory at rest.
+//!
 //! Exit codes: 0 stopped as asked, 1 failed, 2 a bad configuration, 3 refused by the data
 //! directory or by the cluster.
 
@@ -30,6 +32,10 @@ const REFUSED: u8 = 3;
 
 fn main() -> ExitCode {
     die_whole();
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "recovery") {
+        return ExitCode::from(storaged::recovery::run(arguments));
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("PETREL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
     tracing_subscriber::fmt()
@@ -80,7 +86,7 @@ fn founded_cluster(config: &Config) -> u64 {
     let mut peers: Vec<String> =
         config.peers.iter().map(|p| format!("{}={},{}", p.id, p.data, p.http)).collect();
     peers.sort();
-    xxh3_64(peers.join(";").as_bytes()).max(1)
+    smt::lineage::founded(xxh3_64(peers.join(";").as_bytes()))
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
@@ -188,7 +194,6 @@ fn run(config: Config) -> anyhow::Result<()> {
             stop.send_replace(true);
         });
     }
-    let notify = Arc::clone(&signals);
     let inputs = Inputs {
         config,
         cluster,
@@ -196,7 +201,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         incarnation: identity.incarnation,
         capacity_bytes,
         map,
-        notify: Box::new(move || notify.map_changed()),
+        signals: Arc::clone(&signals),
         stats,
         traffic,
         faults,

@@ -53,7 +53,7 @@ fn the_cluster_and_its_servers_have_the_fields_of_the_contract() {
     assert_eq!((&status["leader"], &status["consensus"]), (&json!(1), &json!("ok")));
     assert_eq!(
         status["segments"],
-        json!({"total": 0, "healthy": 0, "degraded": 0, "unavailable": 0})
+        json!({"total": 0, "healthy": 0, "degraded": 0, "unavailable": 0, "forced": 0})
     );
     let servers = cluster.get("/v1/servers").ok(200);
     let first = &servers["servers"][0];

@@ -446,6 +446,13 @@ impl Driver {
         match result {
             Ok(document) => {
                 let cluster = *self.cluster.get_or_insert(document.cluster);
+                if smt::lineage::is_other_generation(cluster, document.cluster) {
+                    // What this attachment wrote may be lost, and its token is void.
+                    tracing::error!("the cluster was recovered: this attachment ends");
+                    volume.attachment.end(VolumeError::Fenced, &mut self.completions);
+                    self.look_at_end(index);
+                    return;
+                }
                 if cluster != document.cluster {
                     let found = document.cluster;
                     tracing::error!(cluster, found, "a map of another cluster: check the URLs");

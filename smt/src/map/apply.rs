@@ -5,8 +5,8 @@
 //! of a segment goes through [`Map::put`], which keeps the accounts, the change log and the digest
 //! in step and checks the change against I5.
 //!
-//! The rules stand in their own files: `servers` (S7), `volumes`, `segments` (S2, S3, S3b, F3)
-//! and `migrations` (S4 to S6); what can be read is in `read`.
+//! The rules stand in their own files: `servers` (S7), `volumes`, `segments` (S2, S3, S3b, F3),
+//! `migrations` (S4 to S6) and `forced` (S11); what can be read is in `read`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,6 +43,10 @@ pub struct Map {
     /// Ended migrations in the order they ended; the oldest are forgotten.
     pub(super) finished: VecDeque<MigrationId>,
     pub(super) changes: ChangeLog,
+    /// The last time a segment was given up to an older copy (S11), for people to see.
+    pub(super) forced: BTreeMap<SegmentId, Forced>,
+    /// Ids that were left out when the map was recovered: from the first up to the last.
+    pub(super) id_gaps: Vec<(SegmentId, SegmentId)>,
     // Derived from the above, and made anew when a map is read back.
     #[serde(skip_serializing)]
     pub(super) names: BTreeMap<String, VolumeId>,
@@ -63,6 +67,8 @@ struct Saved {
     migrations: BTreeMap<MigrationId, Migration>,
     finished: VecDeque<MigrationId>,
     changes: ChangeLog,
+    forced: BTreeMap<SegmentId, Forced>,
+    id_gaps: Vec<(SegmentId, SegmentId)>,
 }
 
 impl TryFrom<Saved> for Map {
@@ -80,6 +86,8 @@ impl TryFrom<Saved> for Map {
             migrations,
             finished,
             changes,
+            forced,
+            id_gaps,
         } = saved;
         let names = volumes.values().map(|v| (v.name.clone(), v.id)).collect();
         let mut accounts = Accounts::default();
@@ -97,6 +105,8 @@ impl TryFrom<Saved> for Map {
             migrations,
             finished,
             changes,
+            forced,
+            id_gaps,
             names,
             accounts,
         };
@@ -232,6 +242,11 @@ impl Map {
             Command::Active { segment, epoch, writer_pause_us } => {
                 self.active(*segment, *epoch, *writer_pause_us)
             }
+            Command::ForcePrimary { segment, expect, server, at_unix_ms } => {
+                self.told(*at_unix_ms);
+                let config = self.at_epoch(*segment, *expect, settings)?;
+                self.force_primary(config, *server, *at_unix_ms)
+            }
         }
     }
 
@@ -268,7 +283,15 @@ impl Map {
             let judged = check::follows(before, &config);
             debug_assert!(judged.is_ok(), "segment {}: {judged:?}", config.segment);
         }
-        if let Some(before) = before {
+        self.place(config);
+    }
+
+    /// As [`Self::put`], for a config that an operator chose against I5.
+    pub(super) fn place(&mut self, mut config: SegmentConfig) {
+        if let Some(volume) = self.volumes.get(&config.volume) {
+            config.writer = volume.writer;
+        }
+        if let Some(before) = self.segments.get(&config.segment) {
             self.accounts.remove(before);
         }
         self.accounts.add(&config);
@@ -282,6 +305,7 @@ impl Map {
         if let Some(config) = self.segments.remove(&segment) {
             self.accounts.remove(&config);
             self.fold(&segment);
+            self.forced.remove(&segment);
             self.changes.record(self.version, segment);
         }
     }

@@ -22,6 +22,11 @@ pub(super) struct ChangeLog {
 }
 
 impl ChangeLog {
+    /// A log that begins behind `version`: who is older gets all.
+    pub(super) fn behind(version: MapVersion) -> ChangeLog {
+        ChangeLog { entries: VecDeque::new(), floor: version }
+    }
+
     pub(super) fn record(&mut self, version: MapVersion, segment: SegmentId) {
         self.entries.push_back((version, segment));
         while self.entries.len() > CHANGES_KEPT {

@@ -116,6 +116,14 @@ pub enum Command {
         epoch: Epoch,
         writer_pause_us: u64,
     },
+    /// S11. An operator gives a segment up to an older copy: `server`, which is no member, becomes
+    /// the only one. What the members had and it has not is lost. Nothing proposes this by itself.
+    ForcePrimary {
+        segment: SegmentId,
+        expect: Epoch,
+        server: ServerId,
+        at_unix_ms: u64,
+    },
 }
 
 /// Why a change was not made. The map is as it was.

@@ -11,8 +11,10 @@ mod attach;
 mod changes;
 mod check;
 mod command;
+mod forced;
 mod migrations;
 mod read;
+mod recovery;
 mod segments;
 mod servers;
 #[cfg(test)]
@@ -27,5 +29,6 @@ pub use changes::CHANGES_KEPT;
 pub use command::{Command, Refused, Reply};
 pub use migrations::FINISHED_KEPT;
 pub use read::{SegmentCounts, SegmentHealth, Slots};
+pub use recovery::{FoundCopy, RECOVERY_STEP, Recovered, Remains, Survivor};
 pub use types::*;
 pub use volumes::{REPLICAS_MAX, VOLUME_NAME_BYTES_MAX, VOLUME_SEGMENTS_MAX};

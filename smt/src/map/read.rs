@@ -166,10 +166,7 @@ impl Map {
         let Some(touched) = self.changes.since(version) else {
             // Too long ago for the log. Ids are given out in order and only once, so the gone
             // ones are those that are not there.
-            let gone = (1..=self.last_segment.0)
-                .map(SegmentId)
-                .filter(|id| !self.segments.contains_key(id))
-                .collect();
+            let gone = self.given_ids().filter(|id| !self.segments.contains_key(id)).collect();
             return (self.segments.values().cloned().collect(), gone);
         };
         let mut changed = Vec::new();

@@ -66,6 +66,17 @@ impl SegmentConfig {
     }
 }
 
+/// A segment was given up to an older copy (S11): what its last members had beyond that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forced {
+    /// Whose copy it was.
+    pub server: ServerId,
+    /// The first epoch with that copy.
+    pub epoch: Epoch,
+    /// Milliseconds since 1970, as given by the proposer.
+    pub at_unix_ms: u64,
+}
+
 /// What an operator, or the orchestrator, wants of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

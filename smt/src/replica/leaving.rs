@@ -97,27 +97,60 @@ impl<P: Payload> Replica<P> {
         let may_join = !is_newer || config.joining.is_some_and(|j| j.target == cx.me);
         if config.is_member(cx.me) {
             self.hand_off(cx);
-        } else if !may_join && !self.is_deleting() {
+        } else if !may_join && self.joining.is_some() {
+            self.go_from_faulted(cx);
+        } else if !may_join {
+            // A member's file may be the last that an operator could fall back on. It stays until
+            // the segment is whole without it, or a joiner's is to take its place.
+            self.is_expelled = true;
+        } else if self.is_expelled && config.joining.is_some_and(|j| j.target == cx.me) {
+            self.go_from_faulted(cx);
+        }
+    }
+
+    /// A faulted replica that the map has done without gives its place up.
+    fn go_from_faulted(&mut self, cx: &mut Context<P>) {
+        if !self.is_deleting() {
+            self.is_expelled = false;
             self.phase = Phase::Idle;
             self.remove_file(cx);
         }
     }
 
+    pub(super) fn tick_faulted(&mut self, cx: &mut Context<P>) {
+        if self.is_expelled && self.is_unwanted(cx) {
+            self.go_from_faulted(cx);
+        } else {
+            self.hand_off(cx);
+        }
+    }
+
     /// M11: data of an ex-member goes once the segment is whole elsewhere, and a while later.
     pub(super) fn tick_unwanted(&mut self, cx: &mut Context<P>) {
+        if self.is_unwanted(cx) && self.is_durable() {
+            self.remove_file(cx);
+        }
+    }
+
+    /// Whether the segment has been whole elsewhere for a while. Whole means that every member
+    /// lives, too: ours may be the copy that an operator has to fall back on (S11).
+    fn is_unwanted(&mut self, cx: &mut Context<P>) -> bool {
         let config = &self.config;
+        let lives = |server: ServerId| {
+            let heard = cx.links.heard.get(&server);
+            heard.is_some_and(|&at| cx.now.since(at) < cx.settings.suspect_ns)
+        };
         let wanted = config.is_member(cx.me)
             || config.joining.is_some_and(|j| j.target == cx.me)
             || config.active < config.epoch
-            || config.members.len() < usize::from(config.replicas);
+            || config.members.len() < usize::from(config.replicas)
+            || !config.members.iter().all(|m| lives(m.server));
         if wanted || !self.created || !self.pending.is_empty() {
             self.unwanted_since = None;
-            return;
+            return false;
         }
         let since = *self.unwanted_since.get_or_insert(cx.now);
-        if cx.now.since(since) >= cx.settings.forget_grace_ns && self.is_durable() {
-            self.remove_file(cx);
-        }
+        cx.now.since(since) >= cx.settings.forget_grace_ns
     }
 }
 

@@ -277,6 +277,8 @@ pub(crate) struct Replica<P> {
     rescue: Option<Command>,
     /// When each kind of proposal was last made.
     proposed: BTreeMap<&'static str, Tick>,
+    /// Faulted, and the map has done without this replica since.
+    is_expelled: bool,
     /// When it was seen that this server has no more part in the segment (M11).
     unwanted_since: Option<Tick>,
     /// The newest writer token a client has fenced with here (A1). Not durable: another life of
@@ -328,6 +330,7 @@ impl<P: Payload> Replica<P> {
             suspicions: Suspicions::default(),
             rescue: None,
             proposed: BTreeMap::new(),
+            is_expelled: false,
             unwanted_since: None,
             fenced: 0,
             gone: false,
@@ -625,7 +628,7 @@ impl<P: Payload> Replica<P> {
             Phase::Primary(_) => self.tick_primary(cx),
             Phase::Backup(_) => self.tick_backup(cx),
             Phase::Joiner(_) => {}
-            Phase::Faulted => self.hand_off(cx),
+            Phase::Faulted => self.tick_faulted(cx),
         }
         self.tick_suspicions(cx);
     }

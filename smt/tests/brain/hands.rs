@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 
 use smt::map::{Command, Joining, Member, SegmentConfig};
 use smt::message::{
-    BlockCheck, ClientRequest, PeerBody, PeerMessage, ReplyBody, RequestBody, ServerMessage,
+    BlockCheck, ClientRequest, LeaseMessage, PeerBody, PeerMessage, ReplyBody, RequestBody,
+    ServerMessage,
 };
 use smt::server::{Action, Comparison, Event, Report, Server};
 use smt::store::{StoreRequest, StoreResult};
@@ -88,6 +89,8 @@ pub fn active(config: SegmentConfig) -> SegmentConfig {
 pub struct Hands {
     brain: Server<Blocks>,
     pub settings: Settings,
+    /// Peers that are heard of with every tick.
+    pub living: Vec<u64>,
     now: Tick,
     version: MapVersion,
     epoch: Epoch,
@@ -115,6 +118,7 @@ impl Hands {
         Hands {
             brain,
             settings,
+            living: Vec::new(),
             now,
             version: MapVersion(0),
             epoch: Epoch(0),
@@ -219,6 +223,12 @@ impl Hands {
     /// 50 ms pass.
     pub fn tick(&mut self) {
         self.now = self.now.after(50 * smt::config::MS);
+        for peer in self.living.clone() {
+            let request = LeaseMessage::Request { sent: self.now, segments: Vec::new() };
+            let message = ServerMessage::Lease(request);
+            let (peer, incarnation, link) = (ServerId(peer), Incarnation(1), LinkId(1));
+            self.tell(Event::Request { peer, incarnation, link, message });
+        }
         self.tell(Event::Tick);
     }
 

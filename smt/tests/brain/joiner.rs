@@ -135,9 +135,15 @@ fn deleting() -> Hands {
     server.learn(active(config(2, &[1, 2, 4])));
     server.disk_works();
     server.asked();
-    // Up to the tick that asks for the deletion, which the disk does not do yet.
+    // Nothing goes as long as a member is silent.
     let grace_ns = server.settings.forget_grace_ns;
-    server.wait_ns(grace_ns);
+    server.living = vec![1, 4];
+    server.wait_ns(3 * grace_ns);
+    assert_eq!(deletes(&mut server), 0, "server 2 may be lost, and this the copy to fall back on");
+    server.living = vec![1, 2, 4];
+    // Up to the tick that asks for the deletion, which the disk does not do yet.
+    server.tick();
+    server.wait_ns(grace_ns - 50 * smt::config::MS);
     assert_eq!(deletes(&mut server), 0, "the grace is not over");
     server.tick();
     assert_eq!(server.asked(), [StoreRequest::Delete]);
@@ -221,4 +227,66 @@ fn an_ex_member_that_joins_again_keeps_its_file_and_tells_what_is_in_it() {
     assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION, digests }));
     let range = BlockRange::new(0, 8);
     assert_eq!(server.asked(), [StoreRequest::Sums { range }], "and nothing was emptied");
+}
+
+/// A member whose disk failed and that the others went on without. Its file has what was
+/// acknowledged until then: an operator may need it (S11).
+fn faulted_ex_member() -> Hands {
+    let mut server = Hands::of(3);
+    server.learn(config(1, &[1, 3]));
+    server.disk_works();
+    let round = 1;
+    server.hear(PeerBody::Adopt { round, config: config(1, &[1, 3]) });
+    server.hear(PeerBody::Start { round, next_seq: Seq(1) });
+    server.disk_works();
+    server.hear(replicate(1));
+    server.disk_fails();
+    assert_eq!(server.role(), Some(Role::Faulted));
+    server.learn(active(config(2, &[1])));
+    server.disk_works();
+    server.asked();
+    server
+}
+
+#[test]
+fn a_faulted_ex_member_keeps_its_file_until_the_segment_is_whole_without_it() {
+    let mut server = faulted_ex_member();
+    let grace_ns = server.settings.forget_grace_ns;
+    server.living = vec![1, 2, 4];
+    server.wait_ns(3 * grace_ns);
+    assert_eq!(deletes(&mut server), 0, "one copy of three is left");
+    assert_eq!(server.role(), Some(Role::Faulted), "and it takes no part");
+    server.learn(active(config(3, &[1, 2, 4])));
+    server.wait_ns(3 * grace_ns);
+    assert_eq!(deletes(&mut server), 1);
+    assert_eq!(server.role(), None);
+}
+
+#[test]
+fn a_faulted_ex_member_makes_room_for_a_joiner() {
+    let mut server = faulted_ex_member();
+    let wish = with_joiner(active(config(2, &[1])), 3);
+    server.learn(wish.clone());
+    server.hear(PeerBody::JoinBegin { session: SESSION, migration: MigrationId(77), config: wish });
+    assert_eq!(deletes(&mut server), 1);
+    server.disk_works();
+    assert!(server.said().contains(&PeerBody::JoinAck { session: SESSION, digests: Vec::new() }));
+}
+
+/// S11: an older copy is forced. The ex-member has heard of epochs it had no part in, and leads.
+#[test]
+fn a_forced_ex_member_activates_alone() {
+    let mut server = Hands::of(3);
+    server.learn(config(1, &[1, 2, 3]));
+    server.disk_works();
+    server.learn(active(config(2, &[1, 2])));
+    server.disk_works();
+    assert_eq!(server.role(), Some(Role::None));
+    let mut forced = config(3, &[3]);
+    forced.primary = ServerId(3);
+    server.learn(forced);
+    server.wait_ns(server.settings.lease_ns);
+    assert_eq!(server.role(), Some(Role::Primary));
+    let activated = Report::Activated { segment: SEGMENT, epoch: Epoch(3) };
+    assert!(server.reports().contains(&activated));
 }

@@ -79,7 +79,7 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
         let log_dir = config.dir.join("log");
         fs::create_dir_all(&log_dir)
             .map_err(|source| ConsensusError::CreateDir { dir: log_dir.clone(), source })?;
-        let mut store = LogStore::open(&log_dir, config.id)?;
+        let mut store = LogStore::open_of(&log_dir, config.id, config.cluster)?;
         let mut machine = Machine::open(&config.dir, state_machine)?;
         let stopped = |reason: String| ConsensusError::Stopped { reason };
 
@@ -444,6 +444,7 @@ fn engine_config(config: &ConsensusConfig) -> Result<Config, ConsensusError> {
     let ConsensusConfig {
         id: _,
         dir: _,
+        cluster: _,
         heartbeat_ms,
         election_min_ms,
         election_max_ms,

@@ -37,12 +37,14 @@ pub(super) const COMMITTED_KEY: &[u8] = b"committed";
 pub(super) const PURGED_KEY: &[u8] = b"last_purged";
 const FORMAT_KEY: &[u8] = b"format";
 const SERVER_KEY: &[u8] = b"server";
+const CLUSTER_KEY: &[u8] = b"cluster";
 
 /// Number of the layout: keys, and postcard of openraft 0.9's types as values, the map's commands
 /// among them.
 /// * 1: the first; never in a release.
 /// * 2: attachments among the commands, and `force` in the deletion of a volume.
-/// * 3: a take-over names the token of whom it puts out.
+/// * 3: a take-over names the token of whom it puts out; `ForcePrimary` among the commands; which
+///   cluster the log is of.
 const FORMAT: u32 = 3;
 
 /// What one replication message carries at most, unless a single entry is larger: 5 ms of a
@@ -77,6 +79,44 @@ impl LogClosed {
 }
 
 impl LogStore {
+    /// As [`Self::open`], and of `cluster` (0: any), which a log that was never told of one is
+    /// told now.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when it is another cluster's.
+    pub fn open_of(dir: &Path, id: ServerId, cluster: u64) -> Result<Self, ConsensusError> {
+        let store = Self::open(dir, id)?;
+        if cluster == 0 {
+            return Ok(store);
+        }
+        let failed = |source: rocksdb::Error| ConsensusError::OpenLog {
+            dir: dir.to_path_buf(),
+            source: Box::new(source),
+        };
+        let db = &store.reader.db;
+        let meta = db.cf_handle(META_FAMILY).expect("opened with this family");
+        match db.get_cf(meta, CLUSTER_KEY).map_err(failed)? {
+            None => {
+                let mut synced = WriteOptions::default();
+                synced.set_sync(true);
+                db.put_cf_opt(meta, CLUSTER_KEY, cluster.to_le_bytes(), &synced).map_err(failed)?;
+            }
+            Some(known) if known == cluster.to_le_bytes() => {}
+            Some(other) => {
+                let found = other.try_into().map_or_else(
+                    |other: Vec<u8>| format!("{other:?}"),
+                    |bytes| format!("{:016x}", u64::from_le_bytes(bytes)),
+                );
+                return Err(ConsensusError::OtherCluster {
+                    dir: dir.to_path_buf(),
+                    cluster,
+                    found,
+                });
+            }
+        }
+        Ok(store)
+    }
+
     /// Opens the log of server `id` in `dir`, creating it when absent.
     ///
     /// # Errors

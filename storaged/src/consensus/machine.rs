@@ -28,7 +28,7 @@ use super::types::{
 };
 use super::{ConsensusError, StateMachine};
 
-const DIGEST_BYTES: usize = 16;
+pub(super) const DIGEST_BYTES: usize = 16;
 
 /// openraft's view of the state machine.
 pub struct Machine<SM> {
@@ -122,7 +122,7 @@ impl<SM: StateMachine> Shared<SM> {
         *self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, entry: Entry) -> Reply {
+    pub(super) fn apply(&self, entry: Entry) -> Reply {
         let mut state = self.write();
         let Entry { log_id, payload } = entry;
         let reply = match payload {

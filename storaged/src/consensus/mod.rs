@@ -15,6 +15,7 @@ mod log_thread;
 mod machine;
 mod membership;
 mod network;
+pub mod offline;
 mod snapshot_file;
 pub mod tcp;
 mod types;
@@ -87,6 +88,8 @@ pub struct ConsensusConfig {
     pub id: ServerId,
     /// Where log and snapshots live; created when absent.
     pub dir: PathBuf,
+    /// The cluster whose log it is; a log of another one is refused. 0: any.
+    pub cluster: u64,
     /// How long a leader lets pass before it sends a heartbeat, and how long it waits for the
     /// answer to any append. 150–250 ms: shorter cuts off slow disks, longer delays fail-over.
     pub heartbeat_ms: u64,
@@ -109,6 +112,7 @@ impl ConsensusConfig {
         Self {
             id,
             dir: dir.into(),
+            cluster: 0,
             // A dead leader's voters refuse others for half of the maximum: less than the leases
             // of its segments take to run out.
             heartbeat_ms: 150,
@@ -194,6 +198,11 @@ pub enum ConsensusError {
     Format { dir: PathBuf, found: Vec<u8> },
     #[error("the consensus log in {} belongs to server {found:?}, not to {id}", dir.display())]
     OtherServer { dir: PathBuf, id: ServerId, found: Vec<u8> },
+    #[error(
+        "the consensus log in {} is of cluster {found}, and this server's directory of {cluster:016x}: \
+         a recovery was interrupted, run it again", dir.display()
+    )]
+    OtherCluster { dir: PathBuf, cluster: u64, found: String },
     #[error("decode the {what} of the consensus log in {}", dir.display())]
     Damaged { dir: PathBuf, what: &'static str, source: io::Error },
     #[error("start the log thread")]

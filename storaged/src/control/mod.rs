@@ -8,10 +8,13 @@
 //! (`migrator`), bytes (`shard`).
 
 mod attachments;
+mod catalogue;
 mod heat;
 mod http;
+mod members;
 mod orchestrator;
 mod proposals;
+mod replicas;
 mod scores;
 mod state;
 mod times;
@@ -30,6 +33,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
+pub use catalogue::Catalogue;
 pub use scores::Scores;
 pub use state::{SharedMap, SmtMachine};
 pub use times::unix_ms;
@@ -39,8 +43,11 @@ use crate::consensus::tcp::{self, TcpTransport};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Peer, ProposeError};
 use crate::disk::Faults;
 use crate::scrub::Scrubber;
-use crate::shard::Traffic;
+use crate::shard::{Signals, Traffic};
 use crate::telemetry::latency::IoStats;
+
+/// A file beside the log of a server that waits to be sent one: it founds none.
+pub const JOINING_MARK: &str = "JOINING";
 
 /// What main has opened for the control plane.
 pub struct Inputs {
@@ -50,8 +57,8 @@ pub struct Inputs {
     pub incarnation: Incarnation,
     pub capacity_bytes: u64,
     pub map: SharedMap,
-    /// Told after every change of the map.
-    pub notify: Box<dyn Fn() + Send + Sync>,
+    /// The shard: told after every change of the map, and asked what its replicas are.
+    pub signals: Arc<Signals>,
     pub stats: Arc<IoStats>,
     pub traffic: Arc<Traffic>,
     pub faults: Option<Arc<Faults>>,
@@ -96,7 +103,9 @@ pub struct Control {
 struct Inner {
     config: Config,
     cluster: u64,
+    store: u128,
     incarnation: Incarnation,
+    signals: Arc<Signals>,
     map: SharedMap,
     /// The map as it was when somebody last looked at the whole of it.
     seen: Mutex<Arc<Map>>,
@@ -146,6 +155,7 @@ impl Control {
             | Command::AbortMigration { at_unix_ms, .. }
             | Command::StartMigration { at_unix_ms, .. }
             | Command::Attach { at_unix_ms, .. }
+            | Command::ForcePrimary { at_unix_ms, .. }
                 if *at_unix_ms == 0 =>
             {
                 *at_unix_ms = unix_ms();
@@ -198,7 +208,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
         incarnation,
         capacity_bytes,
         map,
-        notify,
+        signals,
         stats,
         traffic,
         faults,
@@ -225,10 +235,14 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     for peer in config.peers.iter().filter(|p| p.id != me) {
         transport.set_peer(peer.id, peer.data.clone());
     }
+    let notify = Arc::clone(&signals);
+    let notify = Box::new(move || notify.map_changed());
     let machine = SmtMachine::new(Arc::clone(&map), notify);
-    let log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
+    let mut log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
+    log_config.cluster = cluster;
     let log = Consensus::start(log_config, machine, transport).await?;
-    if config.bootstrap {
+    let joins = config.data_dir.join("consensus").join(JOINING_MARK).exists();
+    if config.bootstrap && !joins {
         let members: BTreeMap<u64, Peer> = config
             .peers
             .iter()
@@ -238,12 +252,14 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
             tracing::info!("founded the cluster {cluster:016x}");
         }
     }
-    let scores = Scores::start(&config, Arc::clone(&map), stats, traffic, incarnation);
+    let scores = Scores::start((&config, cluster), Arc::clone(&map), stats, traffic, incarnation);
     let control = Control {
         inner: Arc::new(Inner {
             config,
             cluster,
+            store,
             incarnation,
+            signals,
             map,
             seen: Mutex::default(),
             log,
@@ -268,9 +284,12 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     tasks.spawn(proposals::carry(control.clone(), proposed));
     tasks.spawn(note_reports(control.clone(), reports));
     tasks.spawn(watch_leader(control.clone(), peer_closed));
+    tasks.spawn(members::keep(control.clone()));
+    tasks.spawn(catalogue::keep(control.clone()));
     tasks.spawn(attachments::watch_leadership(control.clone()));
 
     let registered = register(&control, store, capacity_bytes);
+    tasks.spawn(members::ask_to_join(control.clone()));
     tokio::select! {
         outcome = registered => outcome.map_err(ControlError::Refused)?,
         _ = stop.wait_for(|stop| *stop) => {

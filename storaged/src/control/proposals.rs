@@ -71,7 +71,8 @@ impl Rank {
             | Command::CreateVolume { .. }
             | Command::DeleteVolume { .. }
             | Command::Attach { .. }
-            | Command::Detach { .. } => Rank::Wish,
+            | Command::Detach { .. }
+            | Command::ForcePrimary { .. } => Rank::Wish,
             Command::MigrationProgress { .. } => Rank::Progress,
         }
     }
@@ -104,7 +105,8 @@ impl Queue {
             | Command::CreateVolume { .. }
             | Command::DeleteVolume { .. }
             | Command::Attach { .. }
-            | Command::Detach { .. } => {
+            | Command::Detach { .. }
+            | Command::ForcePrimary { .. } => {
                 self.others += 1;
                 Key::Other(self.others)
             }

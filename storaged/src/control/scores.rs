@@ -27,6 +27,8 @@ const ANSWER_MAX: Duration = Duration::from_millis(800);
 /// What servers tell each other every second.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Word {
+    /// Whose word: another generation of the cluster is not listened to.
+    pub cluster: String,
     pub summary: Option<PeerSummary>,
     pub score: Score,
     /// The segments its clients are busy with, [`heat::TOLD_MAX`] at most.
@@ -79,13 +81,14 @@ impl Lives {
 #[derive(Clone)]
 pub struct Scores {
     me: ServerId,
+    cluster: u64,
     state: Arc<Mutex<State>>,
 }
 
 impl Scores {
     /// Starts sampling and asking. The threads end with the process.
     pub fn start(
-        config: &Config,
+        (config, cluster): (&Config, u64),
         map: SharedMap,
         stats: Arc<IoStats>,
         traffic: Arc<Traffic>,
@@ -100,7 +103,7 @@ impl Scores {
             meter: Meter::default(),
             heard: BTreeMap::new(),
         }));
-        let scores = Scores { me, state };
+        let scores = Scores { me, cluster, state };
         match Sampler::new(vec![stats], &config.data_dir, incarnation.0) {
             Ok(sampler) => {
                 let scores = scores.clone();
@@ -164,7 +167,9 @@ impl Scores {
             .call()
             .and_then(|mut answer| answer.body_mut().read_json::<Word>());
         match answer {
-            Ok(Word { summary, score, heat }) if score.server == peer.0 => {
+            Ok(Word { cluster, summary, score, heat })
+                if score.server == peer.0 && cluster == self.cluster.to_string() =>
+            {
                 let mut state = self.state();
                 if let Some(summary) = summary {
                     // Its clock is not ours: what counts is when we heard it.
@@ -186,7 +191,13 @@ impl Scores {
     /// What to tell a peer.
     pub fn word(&self) -> Word {
         let state = self.state();
-        Word { summary: state.pfm.summary(), score: state.own.clone(), heat: state.meter.told() }
+        let cluster = self.cluster.to_string();
+        Word {
+            cluster,
+            summary: state.pfm.summary(),
+            score: state.own.clone(),
+            heat: state.meter.told(),
+        }
     }
 
     /// Every server's score as last heard, ours included.

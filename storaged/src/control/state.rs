@@ -16,7 +16,8 @@ pub type SharedMap = Arc<Mutex<Map>>;
 /// The version of a snapshot's format.
 /// * 1: the first; postcard of the map; never in a release.
 /// * 2: attachments and writer tokens.
-const SNAPSHOT_VERSION: u8 = 2;
+/// * 3: copies that were forced, and the gaps a recovery leaves among the ids.
+const SNAPSHOT_VERSION: u8 = 3;
 
 /// See the module's words.
 pub struct SmtMachine {
@@ -38,7 +39,12 @@ impl StateMachine for SmtMachine {
         let outcome: Result<Reply, Refused> = match postcard::from_bytes::<Command>(command) {
             Ok(command) => {
                 let mut map = self.map.lock().expect("nobody panics while holding the map");
-                map.apply(MapVersion(index), &command, &self.settings)
+                let outcome = map.apply(MapVersion(index), &command, &self.settings);
+                if let (Command::ForcePrimary { segment, server, .. }, Ok(_)) = (&command, &outcome)
+                {
+                    tracing::warn!(%segment, %server, "an operator has forced an older copy of a segment: what its last members had beyond it is lost");
+                }
+                outcome
             }
             // Every server runs the same code on the same bytes, so all refuse it alike.
             Err(error) => Err(Refused::Refused { why: format!("no command: {error}") }),

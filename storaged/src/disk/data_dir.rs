@@ -72,20 +72,7 @@ impl DataDir {
     pub fn open(path: &Path, server: ServerId, capacity_bytes: Option<u64>) -> Result<DataDir> {
         let segments = path.join("segments");
         fs::create_dir_all(&segments).map_err(doing("make the directory", &segments))?;
-        let lock_path = path.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(doing("open", &lock_path))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(DiskError::Locked { path: path.to_owned() });
-            }
-            Err(error) => return Err(doing("lock", &lock_path)(error.into())),
-        }
+        let lock = lock(path)?;
         let mut identity = match read_identity(path)? {
             Some(identity) => identity,
             None if is_empty(&segments)? => {
@@ -147,6 +134,69 @@ impl DataDir {
         let joined = Identity { cluster, ..self.identity };
         write_identity(&self.path, &joined)?;
         self.identity = joined;
+        Ok(())
+    }
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let lock_path = path.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(doing("open", &lock_path))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => Err(DiskError::Locked { path: path.to_owned() }),
+        Err(error) => Err(doing("lock", &lock_path)(error.into())),
+    }
+}
+
+/// A server's directory that no server runs in, held so that none can start in it.
+#[derive(Debug)]
+pub struct AtRest {
+    path: PathBuf,
+    identity: Identity,
+    _lock: File,
+}
+
+impl AtRest {
+    /// Takes the directory, which must be a server's. Its incarnation stays as it is. Blocks.
+    ///
+    /// # Errors
+    /// When a process has it, there is no identity in it, or it is of another format.
+    pub fn open(path: &Path) -> Result<AtRest> {
+        // Before the lock, which would make a file in somebody's directory.
+        if read_identity(path)?.is_none() {
+            return Err(DiskError::NoIdentity { path: path.join("STORE") });
+        }
+        let lock = lock(path)?;
+        let identity = read_identity(path)?;
+        let identity =
+            identity.ok_or_else(|| DiskError::NoIdentity { path: path.join("STORE") })?;
+        Ok(AtRest { path: path.to_owned(), identity, _lock: lock })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Makes this the directory of a server of another cluster, durably: of the next generation of
+    /// its own. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn move_to(&mut self, cluster: u64) -> Result<()> {
+        let moved = Identity { cluster, ..self.identity };
+        write_identity(&self.path, &moved)?;
+        self.identity = moved;
         Ok(())
     }
 }

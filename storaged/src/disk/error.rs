@@ -33,7 +33,7 @@ pub enum DiskError {
     )]
     OtherStore { path: PathBuf, found: u128, ours: u128 },
     /// The identity is gone, but replicas are there that need it.
-    #[error("{} is missing, though there are replicas beside it", path.display())]
+    #[error("{} is missing: this is no server's directory, or its identity is lost", path.display())]
     NoIdentity { path: PathBuf },
     #[error("{} is damaged: {what}", path.display())]
     Damaged { path: PathBuf, what: String },

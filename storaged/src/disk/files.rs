@@ -14,7 +14,7 @@ use reactor::MappedFile;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use smt::store::{ReplicaMeta, Table};
-use smt::{BlockRange, Geometry, SegmentId};
+use smt::{BlockRange, Epoch, Geometry, SegmentId, ServerId};
 
 use super::data_dir::{Space, free_bytes, sync_directory};
 use super::error::{DiskError, Result, doing};
@@ -100,6 +100,7 @@ impl Table for DiskTable {
 /// The header and the intent map, mapped.
 #[derive(Debug)]
 pub(super) struct MetaFile {
+    server: ServerId,
     segment: SegmentId,
     file: MappedFile,
     /// The newest slot.
@@ -121,7 +122,8 @@ impl MetaFile {
     /// # Errors
     /// When it does not fit.
     pub(super) fn set_meta(&mut self, meta: ReplicaMeta) -> Result<(), String> {
-        let slot = MetaSlot { number: self.slot.number + 1, meta, ..self.slot.clone() };
+        let member = member_epoch(self.server, &meta, self.slot.member);
+        let slot = MetaSlot { number: self.slot.number + 1, member, meta, ..self.slot.clone() };
         let page = slot.encode().ok_or("the replica's header does not fit its slot")?;
         self.file[slot_at(slot.number)..][..PAGE_BYTES].copy_from_slice(&page);
         self.slot = slot;
@@ -255,8 +257,10 @@ fn create_files(place: &Place, identity: &Identity, meta: ReplicaMeta) -> Result
 
     let path = place.path("meta.tmp");
     let file = map(&path, meta_file_bytes(&geometry))?;
-    let slot = MetaSlot { number: 1, store: identity.store, cluster: identity.cluster, meta };
-    let mut meta = MetaFile { segment: place.segment, file, slot };
+    let (store, cluster) = (identity.store, identity.cluster);
+    let member = member_epoch(identity.server, &meta, Epoch(0));
+    let slot = MetaSlot { number: 1, store, cluster, member, meta };
+    let mut meta = MetaFile { server: identity.server, segment: place.segment, file, slot };
     let page = meta.slot.encode().ok_or_else(|| DiskError::Damaged {
         path: path.clone(),
         what: "its fields do not fit".to_owned(),
@@ -282,7 +286,8 @@ pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
     let geometry = slot.meta.config.geometry;
     let meta_bytes = meta_file_bytes(&geometry);
     expect_size(&path, meta_bytes)?;
-    let meta = MetaFile { segment: place.segment, file: map(&path, meta_bytes)?, slot };
+    let file = map(&path, meta_bytes)?;
+    let meta = MetaFile { server: identity.server, segment: place.segment, file, slot };
 
     let path = place.path("table");
     let table_bytes = table_file_bytes(&geometry);
@@ -308,7 +313,7 @@ pub(super) fn open(place: &Place, identity: &Identity) -> Result<ReplicaFiles> {
     Ok(ReplicaFiles { data, meta, table })
 }
 
-fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
+pub(super) fn read_slots(place: &Place, identity: &Identity) -> Result<MetaSlot> {
     let path = place.path("meta");
     let bytes = fs::read(&path).map_err(doing("read", &path))?;
     let mut newest: Option<MetaSlot> = None;

@@ -5,7 +5,7 @@
 
 use smt::store::ReplicaMeta;
 use smt::wire::checksum::small_sum;
-use smt::{Geometry, Incarnation, SegmentId, ServerId};
+use smt::{Epoch, Geometry, Incarnation, SegmentId, ServerId};
 
 /// The format this program writes, and the only one it reads.
 /// * 1: the first; never in a release.
@@ -28,6 +28,12 @@ pub const ENTRIES_AT: usize = PAGE_BYTES;
 
 /// Blocks of the largest segment: 1 GiB.
 pub const SEGMENT_BLOCKS_MAX: u32 = 1 << 18;
+
+/// The last epoch in which `server` held a member's replica, once `meta` is its header.
+pub(super) fn member_epoch(server: ServerId, meta: &ReplicaMeta, before: Epoch) -> Epoch {
+    let is_member = meta.config.is_member(server) && meta.joining.is_none();
+    if is_member { meta.config.epoch } else { before }
+}
 
 /// Why a page is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +136,8 @@ pub struct MetaSlot {
     pub number: u64,
     pub store: u128,
     pub cluster: u64,
+    /// The last epoch in which the replica was a member's; 0 when that is not known.
+    pub member: Epoch,
     pub meta: ReplicaMeta,
 }
 
@@ -139,7 +147,7 @@ const META_AT: usize = 96;
 impl MetaSlot {
     /// None when the meta does not fit the slot.
     pub(super) fn encode(&self) -> Option<[u8; PAGE_BYTES]> {
-        let MetaSlot { number, store, cluster, meta } = self;
+        let MetaSlot { number, store, cluster, member, meta } = self;
         let config = &meta.config;
         let encoded = postcard::to_stdvec(meta).ok()?;
         if encoded.len() > CHECK_AT - META_AT {
@@ -158,6 +166,7 @@ impl MetaSlot {
             page[76..80].copy_from_slice(&config.geometry.segment_blocks.to_le_bytes());
             page[80..84].copy_from_slice(&config.geometry.chunk_blocks.to_le_bytes());
             page[84..88].copy_from_slice(&config.geometry.region_blocks.to_le_bytes());
+            page[88..96].copy_from_slice(&member.0.to_le_bytes());
             page[META_AT..META_AT + encoded.len()].copy_from_slice(&encoded);
         }))
     }
@@ -177,6 +186,7 @@ impl MetaSlot {
             number: u64_at(page, 16),
             store: u128_at(page, 24),
             cluster: u64_at(page, 40),
+            member: Epoch(u64_at(page, 88)),
             meta,
         })
     }
@@ -254,8 +264,8 @@ pub(super) fn index(n: u32) -> usize {
 mod tests {
     use std::collections::BTreeSet;
 
+    use smt::VolumeId;
     use smt::map::{Member, SegmentConfig};
-    use smt::{Epoch, VolumeId};
 
     use super::*;
 
@@ -315,6 +325,7 @@ mod tests {
             number: 5,
             store: 1 << 100,
             cluster: 77,
+            member: Epoch(4),
             meta: ReplicaMeta {
                 config: SegmentConfig {
                     segment: SegmentId(12),
@@ -333,6 +344,17 @@ mod tests {
                 joining: None,
             },
         }
+    }
+
+    #[test]
+    fn a_header_remembers_when_it_was_last_a_members() {
+        let mut meta = slot(1).meta;
+        let server = ServerId(u64::MAX);
+        assert_eq!(member_epoch(server, &meta, Epoch(1)), Epoch(4));
+        meta.joining = Some(smt::MigrationId(9));
+        assert_eq!(member_epoch(server, &meta, Epoch(1)), Epoch(1), "a joiner is none");
+        meta.joining = None;
+        assert_eq!(member_epoch(ServerId(5), &meta, Epoch(1)), Epoch(1), "nor an ex-member");
     }
 
     #[test]

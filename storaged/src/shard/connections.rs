@@ -74,7 +74,20 @@ impl Shard {
     pub(super) fn greet(&mut self, stream: StreamId, hello: Hello) {
         let Hello { role, cluster, id, incarnation, connection, to } = hello;
         if cluster != self.identity.cluster {
-            tracing::warn!(cluster, ours = self.identity.cluster, "closing: another cluster's");
+            let ours = self.identity.cluster;
+            if smt::lineage::is_other_generation(cluster, ours) {
+                let theirs = smt::lineage::generation(cluster);
+                let ours = smt::lineage::generation(ours);
+                tracing::warn!(
+                    theirs,
+                    ours,
+                    ?role,
+                    id,
+                    "closing: of another generation of this cluster, which was recovered"
+                );
+            } else {
+                tracing::warn!(cluster, ours, "closing: another cluster's");
+            }
             self.hang_up(stream);
             return;
         }

@@ -16,8 +16,8 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client_lib::{Data, frames};
@@ -26,10 +26,12 @@ use reactor::{Event as Io, ListenerId, Reactor, StreamId, Waker, boot_time};
 use smt::ids::*;
 use smt::map::Command;
 use smt::message::ServerMessage;
+use smt::replica::Role as ReplicaRole;
 use smt::server::{Action, Event, Report, Server};
 use smt::store::StoreResult;
 use smt::wire::{Hello, Message, Role};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use crate::control::SharedMap;
 use crate::disk::{Disk, IoClass};
@@ -66,24 +68,42 @@ pub struct Outlets {
     pub consensus: UnboundedSender<(OwnedFd, Vec<u8>)>,
 }
 
+/// What each replica is at the moment.
+pub type Roles = Vec<(SegmentId, ReplicaRole)>;
+
 /// What the control plane may ask of the shard, from any thread.
 #[derive(Debug)]
 pub struct Signals {
     map_changed: AtomicBool,
     stop: AtomicBool,
+    /// Who waits for a look at the replicas.
+    asked: Mutex<Vec<oneshot::Sender<Roles>>>,
     waker: Waker,
 }
 
 impl Signals {
     #[must_use]
     pub fn new(waker: Waker) -> Signals {
-        Signals { map_changed: AtomicBool::new(true), stop: AtomicBool::new(false), waker }
+        Signals {
+            map_changed: AtomicBool::new(true),
+            stop: AtomicBool::new(false),
+            asked: Mutex::default(),
+            waker,
+        }
     }
 
     /// The map moved on: the brain and the subscribers are to hear of it.
     pub fn map_changed(&self) {
         self.map_changed.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// What every replica is at the moment. Never answered once the shard has ended.
+    pub fn roles(&self) -> oneshot::Receiver<Roles> {
+        let (answer, roles) = oneshot::channel();
+        self.asked.lock().expect("nobody panics while holding it").push(answer);
+        self.waker.wake();
+        roles
     }
 
     /// The daemon is to end: no new connection, and an end soon.
@@ -184,6 +204,7 @@ impl Shard {
             if self.signals.map_changed.swap(false, Ordering::AcqRel) {
                 self.push_map();
             }
+            self.answer_roles();
             let now = boot_time();
             if now.saturating_sub(self.ticked) >= TICK {
                 self.ticked = now;
@@ -199,6 +220,15 @@ impl Shard {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    fn answer_roles(&self) {
+        let mut asked = self.signals.asked.lock().expect("nobody panics while holding it");
+        for answer in asked.drain(..) {
+            let view = |segment| self.brain.replica(segment).map(|view| (segment, view.role));
+            // Who asked may have gone.
+            drop(answer.send(self.brain.segments().filter_map(view).collect()));
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use reactor::{Reactor, ReactorConfig};
 use serde_json::{Value, json};
 use smt::map::{Command, Map, Server, ServerState};
 use smt::server::Report;
@@ -18,6 +19,7 @@ use storaged::config::{Config, PeerConfig};
 use storaged::control::{self, ControlError, Inputs, SharedMap};
 use storaged::disk::Faults;
 use storaged::scrub::Scrubber;
+use storaged::shard::Signals;
 use storaged::telemetry::latency::IoStats;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -157,6 +159,8 @@ pub fn launch_at(
     let (connections, connected) = mpsc::unbounded_channel();
     accept(data, connections.clone());
     let (stop, stopping) = watch::channel(false);
+    // No data plane: nobody answers what is asked of it.
+    let reactor = Reactor::new(&ReactorConfig::default()).expect("a ring can be had");
     let inputs = Inputs {
         config,
         cluster: 7,
@@ -164,7 +168,7 @@ pub fn launch_at(
         incarnation: Incarnation(incarnation),
         capacity_bytes: CAPACITY_BYTES,
         map: Arc::clone(&map),
-        notify: Box::new(|| {}),
+        signals: Arc::new(Signals::new(reactor.waker())),
         stats: Arc::new(IoStats::new()),
         traffic: Arc::default(),
         faults: faults.then(|| Arc::new(Faults::default())),

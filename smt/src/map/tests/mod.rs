@@ -1,9 +1,11 @@
 //! Tests of the map: rule by rule, and at random.
 
 mod attach;
+mod forced;
 mod migrations;
 mod random;
 mod reads;
+mod recovery;
 mod segments;
 mod servers;
 mod targets;

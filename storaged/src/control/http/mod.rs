@@ -9,6 +9,7 @@ mod metrics;
 mod objects;
 mod problem;
 mod reads;
+mod recovery;
 mod scrub;
 
 use axum::Router;
@@ -36,12 +37,15 @@ pub fn routes(control: Control) -> Router {
         .route("/internal/word", get(reads::word))
         .route("/v1/cluster", get(reads::cluster))
         .route("/v1/orchestrator", get(reads::orchestrator))
-        .route("/v1/servers", get(reads::servers))
+        .route("/v1/servers", get(reads::servers).post(recovery::join))
         .route("/v1/servers/{id}/{verb}", post(changes::server))
         .route("/v1/volumes", get(reads::volumes).post(changes::create_volume))
         .route("/v1/volumes/{name}", get(reads::volume).delete(changes::delete_volume))
         .route("/v1/segments", get(reads::segments))
         .route("/v1/segments/{volume}/{index}/move", post(changes::move_segment))
+        .route("/v1/segments/{volume}/{index}/candidates", get(recovery::candidates))
+        .route("/v1/segments/{volume}/{index}/force-primary", post(recovery::force_primary))
+        .route("/v1/replicas", get(recovery::replicas))
         .route("/v1/migrations", get(reads::migrations))
         .route("/v1/migrations/{id}", delete(changes::cancel_migration).get(reads::migration))
         .route("/v1/map/{volume}", get(reads::map))

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use smt::map::{
-    Attachment, Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume,
+    Attachment, Forced, Map, Migration, MigrationState, SegmentConfig, Server, ServerState, Volume,
 };
 use smt::{ServerId, VolumeId};
 
@@ -103,7 +103,13 @@ pub fn attachment(attachment: &Attachment, writer: u64) -> Value {
 }
 
 /// A segment of the volume called so.
-pub fn segment(volume: &str, lives: &Lives, rates: Rates, config: &SegmentConfig) -> Value {
+pub fn segment(
+    volume: &str,
+    lives: &Lives,
+    rates: Rates,
+    config: &SegmentConfig,
+    forced: Option<&Forced>,
+) -> Value {
     let mut replicas: Vec<Value> = config
         .members
         .iter()
@@ -129,6 +135,10 @@ pub fn segment(volume: &str, lives: &Lives, rates: Rates, config: &SegmentConfig
         "primary": config.primary.0,
         "migration": config.joining.map(|j| j.migration.0),
         "replicas": replicas,
+        "data_loss_accepted": forced.is_some(),
+        "forced_at": forced.map(|event| rfc3339(event.at_unix_ms)),
+        "forced_to": forced.map(|event| event.server.0),
+        "forced_epoch": forced.map(|event| event.epoch.0),
         "reads_per_second": rate(rates.reads_per_second),
         "writes_per_second": rate(rates.writes_per_second),
         "read_bytes_per_second": rates.read_bytes_per_second.round(),

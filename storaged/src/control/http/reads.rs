@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use smt::map::{Map, Migration, SegmentConfig, Server, ServerState};
+use smt::map::{Forced, Map, Migration, SegmentConfig, Server, ServerState};
 use smt::{MigrationId, ServerId};
 
 use super::objects;
@@ -58,6 +58,7 @@ pub async fn cluster(State(control): State<Control>) -> Json<Value> {
     let waits = control.waits().await.ok();
     Json(json!({
         "cluster_id": control.inner.cluster.to_string(),
+        "generation": smt::lineage::generation(control.inner.cluster),
         "version": env!("CARGO_PKG_VERSION"),
         "smt_version": map.version().0,
         "smt_digest": format!("{:032x}", map.digest()),
@@ -72,6 +73,7 @@ pub async fn cluster(State(control): State<Control>) -> Json<Value> {
             "healthy": healthy,
             "degraded": degraded,
             "unavailable": unavailable,
+            "forced": map.forced_count(),
         },
         "migrations_active": map.migrations_active(),
     }))
@@ -125,22 +127,25 @@ pub async fn segments(
 ) -> Answer {
     let Query(OfVolume { volume }) = query?;
     let (lives, rates) = (control.inner.scores.lives(), control.inner.scores.rates());
-    let object = |name: &str, config: &SegmentConfig| {
+    let object = |name: &str, config: &SegmentConfig, forced: Option<&Forced>| {
         let rates = rates.get(&config.segment).copied().unwrap_or_else(Rates::default);
-        objects::segment(name, &lives, rates, config)
+        objects::segment(name, &lives, rates, config, forced)
     };
     let segments: Vec<Value> = match volume {
         None => {
             let map = control.snapshot();
-            map.segments().map(|c| object(&objects::volume_name(&map, c.volume), c)).collect()
+            map.segments()
+                .map(|c| object(&objects::volume_name(&map, c.volume), c, map.forced(c.segment)))
+                .collect()
         }
         Some(name) => {
-            let configs: Option<Vec<SegmentConfig>> = control.with_map(|map| {
+            let configs: Option<Vec<(SegmentConfig, Option<Forced>)>> = control.with_map(|map| {
                 let volume = map.volume_by_name(&name)?;
-                Some(map.volume_segments(volume.id).cloned().collect())
+                let forced = |c: &SegmentConfig| map.forced(c.segment).copied();
+                Some(map.volume_segments(volume.id).map(|c| (c.clone(), forced(c))).collect())
             });
             let configs = configs.ok_or_else(|| no_volume(&name))?;
-            configs.iter().map(|config| object(&name, config)).collect()
+            configs.iter().map(|(c, forced)| object(&name, c, forced.as_ref())).collect()
         }
     };
     Ok(Json(json!({ "segments": segments })))

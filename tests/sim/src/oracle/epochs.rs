@@ -66,6 +66,8 @@ fn judge(
         | Command::DeleteVolume { .. }
         | Command::Attach { .. }
         | Command::Detach { .. }
+        // An operator's alone: nobody in the simulator proposes it.
+        | Command::ForcePrimary { .. }
         | Command::Evict { .. }
         | Command::NewPrimary { .. }
         | Command::RequestTransfer { .. }

@@ -115,6 +115,7 @@ impl World {
             | Command::DeleteVolume { .. }
             | Command::Attach { .. }
             | Command::Detach { .. }
+            | Command::ForcePrimary { .. }
             | Command::RequestTransfer { .. }
             | Command::StartMigration { .. }
             | Command::MigrationProgress { .. }
@@ -197,6 +198,7 @@ pub(super) fn segment_of(command: &Command) -> Option<SegmentId> {
         | Command::StartMigration { segment, .. }
         | Command::Promote { segment, .. }
         | Command::AbortMigration { segment, .. }
+        | Command::ForcePrimary { segment, .. }
         | Command::Active { segment, .. } => Some(*segment),
         Command::RegisterServer(_)
         | Command::SetServerState { .. }
