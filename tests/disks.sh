@@ -41,7 +41,36 @@ own_disks() {
 # Also of what is dead, which mountpoint(1) cannot look at.
 is_mounted() { awk -v at="$1" '$5 == at { found = 1 } END { exit !found }' /proc/self/mountinfo; }
 
-mount_disk() { mount -o loop "$WORK/disk-$1" "$DIR/server-$1/data"; }
+mount_disk() {
+    if [ "$1" = "${LAYERED:-}" ]; then
+        mount_layered "$1"
+    else
+        mount -o loop "$WORK/disk-$1" "$DIR/server-$1/data"
+    fi
+}
+
+# mount_layered ID: the disk lies on nbdkit, which fails reads while $WORK/no-reads is there, writes
+# while $WORK/no-writes is, and hangs after `layer p` until `layer r`.
+mount_layered() {
+    if [ -z "${NBDKIT:-}" ]; then
+        nbdkit --foreground --unix "$WORK/layer.sock" --filter=pause --filter=error file "$WORK/disk-$1" \
+            pause-control="$WORK/layer.control" error=EIO \
+            error-pread-rate=100% error-pread-file="$WORK/no-reads" \
+            error-pwrite-rate=100% error-pwrite-file="$WORK/no-writes" >"$WORK/nbdkit.log" 2>&1 &
+        NBDKIT=$!
+        while [ ! -S "$WORK/layer.sock" ]; do kill -0 "$NBDKIT"; sleep 0.1; done
+        attach_fs "layer" "nbd+unix:///?socket=$WORK/layer.sock"
+    fi
+    mount "${LOOP[layer]}" "$DIR/server-$1/data"
+}
+layer() {
+    python3 -c "
+import socket, sys
+control = socket.socket(socket.AF_UNIX)
+control.connect('$WORK/layer.control')
+control.sendall(b'$1')
+assert control.recv(1), 'no answer'"
+}
 
 # unmount_disk ID: as soon as nobody uses it. A killed server may have operations under way.
 unmount_disk() {
@@ -125,7 +154,12 @@ disks_at_end() {
     local status=$? name id
     trap - EXIT
     set +e
-    for name in "${!NBDFUSE[@]}"; do cut_fs "$name"; done >/dev/null 2>&1
+    [ ! -S "$WORK/layer.control" ] || layer r
+    rm -f "$WORK/no-reads" "$WORK/no-writes"
+    for id in 1 2 3 4 5; do fsfreeze -u "$DIR/server-$id/data"; done >/dev/null 2>&1
+    for name in "${!NBDFUSE[@]}"; do
+        [ "$name" = layer ] || [ -z "${NBDFUSE[$name]}" ] || cut_fs "$name"
+    done >/dev/null 2>&1
     if [ $status != 0 ] && [ -d "$DIR/logs" ]; then
         echo "--- the last lines of the daemons' logs"
         tail -n 15 "$DIR"/logs/*.log
@@ -135,6 +169,8 @@ disks_at_end() {
         ! is_mounted "$DIR/server-$id/data" || umount "$DIR/server-$id/data" || umount -l "$DIR/server-$id/data"
         [ ! -d "$DIR/server-$id/data" ] || chattr -i "$DIR/server-$id/data" 2>/dev/null
     done
+    [ -z "${NBDFUSE[layer]:-}" ] || release_fs layer
+    [ -z "${NBDKIT:-}" ] || kill "$NBDKIT"
     if [ $status = 0 ]; then rm -rf "$WORK"; else rm -f "$WORK"/disk-*; echo "kept $WORK"; fi
     exit $status
 }

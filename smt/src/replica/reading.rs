@@ -12,6 +12,8 @@ use super::*;
 pub(super) struct ReadState {
     pub asker: Asker,
     range: BlockRange,
+    /// Since when our disk owes an answer; none while other members are asked for good blocks.
+    pub asked: Option<Tick>,
 }
 
 /// What a repair was for.
@@ -47,7 +49,7 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        primary.reads.insert(id, ReadState { asker, range });
+        primary.reads.insert(id, ReadState { asker, range, asked: Some(cx.now) });
         self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(id));
     }
 
@@ -73,7 +75,7 @@ impl<P: Payload> Replica<P> {
                     reply(cx, self.segment, read.asker, retry);
                     return;
                 }
-                primary.reads.insert(id, read);
+                primary.reads.insert(id, ReadState { asked: None, ..read });
                 self.start_repair(cx, range, After::Read(id));
                 return;
             }
@@ -175,7 +177,8 @@ impl<P: Payload> Replica<P> {
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: true });
         match repair.after {
             After::Read(read) => {
-                if let Some(read_state) = primary.reads.get(&read) {
+                if let Some(read_state) = primary.reads.get_mut(&read) {
+                    read_state.asked = Some(cx.now);
                     let range = read_state.range;
                     self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(read));
                 }

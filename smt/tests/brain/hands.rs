@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 
 use smt::map::{Command, Joining, Member, SegmentConfig};
 use smt::message::{
-    BlockCheck, ClientRequest, PeerBody, PeerMessage, ReplyBody, RequestBody, ServerMessage,
+    BlockCheck, ClientRequest, LeaseMessage, PeerBody, PeerMessage, ReplyBody, RequestBody,
+    ServerMessage,
 };
 use smt::server::{Action, Event, Report, Server};
 use smt::store::{StoreRequest, StoreResult};
@@ -184,6 +185,13 @@ impl Hands {
     pub fn answer(&mut self, peer: u64, body: PeerBody<Blocks>) {
         let message = PeerMessage { segment: SEGMENT, epoch: self.epoch, body };
         let message = ServerMessage::Segment(message);
+        self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
+    }
+
+    /// A peer promises what was asked of it just now (L1).
+    pub fn grant(&mut self, peer: u64) {
+        let segments = vec![(SEGMENT, self.epoch)];
+        let message = ServerMessage::Lease(LeaseMessage::Grant { sent: self.now, segments });
         self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
     }
 

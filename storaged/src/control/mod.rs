@@ -221,6 +221,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     for peer in config.peers.iter().filter(|p| p.id != me) {
         transport.set_peer(peer.id, peer.data.clone());
     }
+    past::ask(&config, store, incarnation).await.map_err(ControlError::Refused)?;
     let machine = SmtMachine::new(Arc::clone(&map), notify);
     let log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
     let log = Consensus::start(log_config, machine, transport).await?;
@@ -353,7 +354,9 @@ async fn note_reports(control: Control, mut reports: UnboundedReceiver<Report>) 
             Report::ReplicaFaulted { .. }
             | Report::ReplicaMissing { .. }
             | Report::Unverified { .. } => tracing::error!(?report),
-            Report::Mismatch { .. } | Report::SlowPeer { .. } => tracing::warn!(?report),
+            Report::Mismatch { .. } | Report::SlowPeer { .. } | Report::DiskHangs { .. } => {
+                tracing::warn!(?report);
+            }
             Report::Activated { .. } => tracing::info!(?report),
         }
     }

@@ -41,6 +41,26 @@ pub enum DiskError {
     NoSpace { segment: SegmentId, wanted_bytes: u64 },
 }
 
+impl DiskError {
+    /// Whether a replica is of no use for this: damaged, or the disk does not give it back.
+    pub(super) fn loses_the_replica(&self) -> bool {
+        match self {
+            DiskError::Damaged { .. } => true,
+            DiskError::Io { source, .. } => {
+                source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+            }
+            DiskError::Locked { .. }
+            | DiskError::Newer { .. }
+            | DiskError::Older { .. }
+            | DiskError::OtherServer { .. }
+            | DiskError::OtherCluster { .. }
+            | DiskError::OtherStore { .. }
+            | DiskError::NoIdentity { .. }
+            | DiskError::NoSpace { .. } => false,
+        }
+    }
+}
+
 /// Makes an [`io::Error`] one of ours.
 pub(super) fn doing(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     let path = path.to_owned();

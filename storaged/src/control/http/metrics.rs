@@ -24,6 +24,7 @@ pub struct ReportCounters {
     unverified_blocks: Counter,
     activations: Counter,
     slow_peers: Counter,
+    disk_hangs: Counter,
 }
 
 impl ReportCounters {
@@ -47,6 +48,9 @@ impl ReportCounters {
             Report::SlowPeer { .. } => {
                 self.slow_peers.inc();
             }
+            Report::DiskHangs { .. } => {
+                self.disk_hangs.inc();
+            }
         }
     }
 }
@@ -60,6 +64,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         unverified_blocks,
         activations,
         slow_peers,
+        disk_hangs,
     } = control.inner.reports.clone();
     let counters = [
         ("replicas_faulted", "Replicas given up because of their disk", faulted),
@@ -68,6 +73,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         ("blocks_unverified", "Blocks taken though no copy verified", unverified_blocks),
         ("activations", "Segments this server became primary of", activations),
         ("slow_peers", "Members evicted for silence", slow_peers),
+        ("disk_hangs", "Segments given to another primary because our disk hung", disk_hangs),
     ];
     for (name, help, counter) in counters {
         registry.register(name, help, counter);
