@@ -46,6 +46,10 @@ mv "$data" "$WORK/newest"
 mv "$WORK/past" "$data"
 refused "a copy from the past" "from the past"
 grep -q "bring back" "$WORK/out" || { echo "FAIL: it does not say what to do"; exit 1; }
+# Every start makes it look one life newer: whoever restarts it must not get it in that way.
+for _ in 1 2 3 4; do
+    refused "the same once more" "was refused by its cluster before"
+done
 mv "$data" "$WORK/past"
 
 mkdir "$data"
@@ -56,10 +60,17 @@ cp -a "$DIR/server-2/data" "$data"
 refused "the directory of another server" "belongs to server 2"
 rm -rf "$data"
 
-mv "$DIR" "$DIR.first"
-DIR=$DIR.second
-start --servers 3 --no-restart --volume other:64MiB --segment-size 16MiB
+# Another cluster's: a second one beside this one gives its server 3 away.
+first=$DIR facts=$PETREL_CLUSTER
+DIR=$WORK/second
+start --servers 3 --volume other:64MiB --segment-size 16MiB
 petrel dev --stop --dir "$DIR" >/dev/null
-mv "$DIR/server-3/data" "$WORK/foreign"
-DIR=${DIR%.second}
-mv "$DIR.first" "$DIR"
+mv "$DIR/server-3/data" "$data"
+DIR=$first PETREL_CLUSTER=$facts
+refused "the directory of another cluster" "belongs to store"
+rm -rf "$data"
+
+mv "$WORK/newest" "$data"
+start_3
+echo "ok: with its newest directory server 3 is one of them again"
+kill -9 "$THIRD"

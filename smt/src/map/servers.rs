@@ -56,8 +56,7 @@ impl Map {
                         "server {id} was removed from the cluster; give the machine a new id"
                     )));
                 }
-                let lives =
-                    [(known.store, known.incarnation), (server.store, server.incarnation)];
+                let lives = [(known.store, known.incarnation), (server.store, server.incarnation)];
                 Map::judge_life(id, lives[0], lives[1])?;
                 // What an operator asked for outlives a restart; being down does not.
                 entry.state = match known.state {

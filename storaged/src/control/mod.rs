@@ -11,6 +11,7 @@ mod attachments;
 mod heat;
 mod http;
 mod orchestrator;
+mod past;
 mod proposals;
 mod scores;
 mod state;
@@ -283,7 +284,8 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     Ok(())
 }
 
-/// Announces this life of the server (S7), until the map knows it.
+/// Announces this life of the server (S7), until the map knows it. What the map knew before that is of
+/// another life: if it is not older, this store is an old copy.
 async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result<(), Refused> {
     let Config { id, zone, region, tier, peers, listen, http, .. } = &control.inner.config;
     let ours = peers.iter().find(|p| p.id == *id);
@@ -301,6 +303,14 @@ async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result
         capacity_bytes,
         boot_id: boot_id.trim().to_owned(),
     };
+    while let Err(error) = control.barrier().await {
+        tracing::debug!(%error, "not registered yet");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    if let Some(known) = control.with_map(|m| m.server(server.id).cloned()) {
+        let now = (server.store, server.incarnation);
+        Map::judge_life(server.id, (known.store, known.incarnation), now)?;
+    }
     loop {
         let known = control.with_map(|m| m.server(server.id).cloned());
         if known.is_some_and(|k| k.incarnation == server.incarnation && k.store == server.store) {

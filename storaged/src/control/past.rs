@@ -80,7 +80,11 @@ mod tests {
     use super::*;
 
     fn judged(newest: u64, store: Option<&str>) -> Result<(), Refused> {
-        judge(&Known { id: 3, incarnation: newest, store: store.map(str::to_owned) }, 7, Incarnation(5))
+        judge(
+            &Known { id: 3, incarnation: newest, store: store.map(str::to_owned) },
+            7,
+            Incarnation(5),
+        )
     }
 
     #[test]

@@ -86,6 +86,9 @@ impl DataDir {
             }
             Err(error) => return Err(doing("lock", &lock_path)(error.into())),
         }
+        if let Some(why) = refusal(path)? {
+            return Err(DiskError::Refused { path: path.to_owned(), why });
+        }
         let mut identity = match read_identity(path)? {
             Some(identity) => identity,
             None if is_empty(&segments)? => {
@@ -148,6 +151,27 @@ impl DataDir {
         write_identity(&self.path, &joined)?;
         self.identity = joined;
         Ok(())
+    }
+}
+
+/// Keeps the directory at `path` from being started again: the cluster has refused it, and each start
+/// makes it look newer than it is. Blocks.
+///
+/// # Errors
+/// When that cannot be written.
+pub fn note_refusal(path: &Path, why: &str) -> Result<()> {
+    let note = path.join("REFUSED");
+    fs::write(&note, why).map_err(doing("write", &note))?;
+    File::open(&note).and_then(|note| note.sync_all()).map_err(doing("sync", &note))?;
+    sync_directory(path)
+}
+
+fn refusal(directory: &Path) -> Result<Option<String>> {
+    let note = directory.join("REFUSED");
+    match fs::read_to_string(&note) {
+        Ok(why) => Ok(Some(why)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(doing("read", &note)(error)),
     }
 }
 

@@ -23,6 +23,11 @@ pub enum DiskError {
         path.display()
     )]
     Older { path: PathBuf, version: u32, known: u32 },
+    #[error(
+        "{} was refused by its cluster before: {why}; should that be settled, remove the file REFUSED in it",
+        path.display()
+    )]
+    Refused { path: PathBuf, why: String },
     #[error("{} belongs to server {found}, and this is server {ours}", path.display())]
     OtherServer { path: PathBuf, found: ServerId, ours: ServerId },
     #[error("{} belongs to cluster {found:016x}, and this is cluster {ours:016x}", path.display())]
@@ -56,6 +61,7 @@ impl DiskError {
             | DiskError::OtherCluster { .. }
             | DiskError::OtherStore { .. }
             | DiskError::NoIdentity { .. }
+            | DiskError::Refused { .. }
             | DiskError::NoSpace { .. } => false,
         }
     }

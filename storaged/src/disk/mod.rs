@@ -25,7 +25,7 @@ use smt::server::FoundReplica;
 use smt::store::{DeviceOp, DeviceResult, Store, StoreRequest, StoreResult, StoreStep, Table};
 use smt::{BlockRange, Geometry, IoId, SegmentId, Settings};
 
-pub use data_dir::{DataDir, Space};
+pub use data_dir::{DataDir, Space, note_refusal};
 use device::{Device, NoTable, Started};
 use error::whole_story;
 pub use error::{DiskError, Result};
