@@ -106,19 +106,17 @@ mount_disk 2
 finish 5
 
 for how in "a file system that is frozen" "a disk that answers nothing"; do
-    primary=$(holders 0 | cut -d' ' -f1)
-    if [ "$how" = "a disk that answers nothing" ] && [ "$primary" != 2 ]; then
-        petrel segment move vol0/0 --from "$primary" --to 2 --wait >/dev/null 2>&1 || true
-        primary=2
-    fi
-    begin "$how, under server $primary"
+    victim=2
+    [ "$how" = "a disk that answers nothing" ] || victim=$(holders 0 | cut -d' ' -f1)
+    primaries=$(query "sum(r['server'] == $victim and r['role'] == 'primary' for s in d['segments'] for r in s['replicas'])" segment list vol0)
+    begin "$how, under server $victim, primary of $primaries segments of 3"
     case $how in
-    *frozen) fsfreeze -f "$DIR/server-$primary/data" ;;
+    *frozen) fsfreeze -f "$DIR/server-$victim/data" ;;
     *) layer p ;;
     esac
     sleep 12
     case $how in
-    *frozen) fsfreeze -u "$DIR/server-$primary/data" ;;
+    *frozen) fsfreeze -u "$DIR/server-$victim/data" ;;
     *) layer r ;;
     esac
     sleep 3
