@@ -137,6 +137,18 @@ impl Control {
         self.change_at(command).await.map(|(_, reply)| reply)
     }
 
+    /// As [`Self::change`], but not through this server's own log.
+    ///
+    /// # Errors
+    /// The map refused it, or nobody leads who could be asked.
+    async fn change_elsewhere(&self, command: &Command) -> Result<Reply, ChangeError> {
+        let bytes = postcard::to_stdvec(command).expect("our own types serialise into memory");
+        let (_, reply) = self.inner.log.propose_elsewhere(bytes).await.map_err(unreachable)?;
+        let reply: Result<Reply, Refused> = postcard::from_bytes(&reply)
+            .map_err(|error| ChangeError::Unreachable(format!("a reply of {error}")))?;
+        Ok(reply?)
+    }
+
     /// As [`Self::change`], with the map's version that it made.
     async fn change_at(&self, mut command: Command) -> Result<(u64, Reply), ChangeError> {
         match &mut command {
