@@ -125,7 +125,11 @@ done
 
 begin "a checksum table that cannot be read"
 victims=$(ls "$DIR"/server-2/data/segments/*.table | wc -l)
+supervisor=$(cat "$DIR/petrel-dev.pid")
+pid=$(pid_of 2)
+kill -STOP "$supervisor" # until the page cache has none of them
 kill_server 2
+while grep -q '^State:.*[RSD] ' "/proc/$pid/status" 2>/dev/null; do sleep 0.05; done
 sync -f "$DIR/server-2/data"
 python3 - "$DIR"/server-2/data/segments/*.table <<'P'
 import os, sys
@@ -133,6 +137,7 @@ for path in sys.argv[1:]:
     os.posix_fadvise(os.open(path, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
 P
 touch "$WORK/no-reads"
+kill -CONT "$supervisor"
 wait_until 20 "server 2 starts without them" bash -c "grep -q 'a replica is lost' '$DIR/logs/server-2.log'"
 sleep 2
 rm "$WORK/no-reads"
