@@ -12,10 +12,12 @@ PG=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)
 
 databases_at_end() {
     local status=$?
-    [ -z "${POSTMASTER:-}" ] || kill -9 $(pgrep -g "$POSTMASTER") 2>/dev/null
+    [ -z "${POSTMASTER:-}" ] || kill -9 $(postgres_pids) 2>/dev/null
     (exit $status)
     disks_at_end
 }
+# Each backend is in a session of its own.
+postgres_pids() { echo "$POSTMASTER" $(pgrep -P "$POSTMASTER"); }
 as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
 
 start --servers 3 --replicas 2 --volume lite:304MiB --segment-size 64MiB
@@ -28,8 +30,7 @@ mkdir "$WORK/run"
 chmod 755 "$WORK" && chown postgres "$WORK/run"
 
 start_postgres() {
-    # A process group of its own, so that all of it can die at once.
-    setsid setpriv --reuid=postgres --regid=postgres --clear-groups \
+    setpriv --reuid=postgres --regid=postgres --clear-groups \
         "$PG/postgres" -D "$POST/data" -k "$WORK/run" -c listen_addresses= \
         -c max_wal_size=48MB -c min_wal_size=16MB -c shared_buffers=8MB -c checkpoint_timeout=30s >>"$WORK/postgres.log" 2>&1 &
     POSTMASTER=$!
@@ -118,7 +119,7 @@ print(holders[$index % len(holders)], ({1, 2, 3} - set(holders)).pop())")
     wait_until 60 "every segment is whole again" all_healthy
 
     echo "    the databases' machine dies: writers, databases, nbdfuse, bridge"
-    kill -9 "${WRITER[@]}" $(pgrep -g "$POSTMASTER") "${NBDFUSE[lite]}" "${NBDFUSE[post]}" "$(pgrep -f "nbd-bridge.*$DIR")" 2>/dev/null || true
+    kill -9 "${WRITER[@]}" $(postgres_pids) "${NBDFUSE[lite]}" "${NBDFUSE[post]}" "$(pgrep -f "nbd-bridge.*$DIR")" 2>/dev/null || true
     cut_fs lite
     cut_fs post
     wait "${WRITER[@]}" "$POSTMASTER" 2>/dev/null || true
