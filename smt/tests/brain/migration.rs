@@ -253,7 +253,9 @@ fn a_primary_whose_own_disk_hangs_asks_a_member_that_keeps_up_to_lead() {
     primary.learn(active(config(2, &[1, 2])));
     primary.disk_works();
     assert_eq!(primary.role(), Some(Role::Primary));
-    let (_, _, _) = (primary.said(), primary.proposed(), primary.reports());
+    primary.said();
+    primary.proposed();
+    primary.reports();
     primary.write(7, 3);
     let said = primary.said();
     let sent = said.iter().find_map(|body| match body {
