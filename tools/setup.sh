@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 what=${1:?usage: tools/setup.sh build|test}
 packages=(libclang-dev clang make pkg-config g++)
 if [ "$what" = test ]; then
-    packages+=(libnbd-bin nbdfuse fuse3 python3-libnbd nbdkit fio qemu-utils procps xfsprogs e2fsprogs iproute2 iptables util-linux)
+    packages+=(libnbd-bin nbdfuse fuse3 python3-libnbd nbdkit fio qemu-utils procps xfsprogs e2fsprogs iproute2 iptables util-linux postgresql)
 fi
 
 missing=()

@@ -4,13 +4,17 @@
 //! then one `flush_range`.
 //!
 //! Invariant: the whole mapping is backed by disk space reserved when the file was opened, so
-//! that a store never meets a full disk (which would be a signal, not an error).
+//! that a store never meets a full disk (which would be a signal, not an error). All of it was read
+//! before it was mapped, and is kept in memory from then on, so that no look at it meets a bad
+//! sector, which would be a signal too. What remains: a store into a page that the kernel has written
+//! back is a signal when the file system itself has shut down.
 #![expect(unsafe_code, reason = "a mapping is sound only as long as nobody shortens the file")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use memmap2::{MmapMut, MmapOptions};
@@ -21,6 +25,7 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 pub struct MappedFile {
     map: MmapMut,
     file: File,
+    is_locked: bool,
 }
 
 impl MappedFile {
@@ -44,13 +49,21 @@ impl MappedFile {
         let len_bytes = u64::try_from(len).expect("usize fits 64 bits");
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len_bytes)?;
         file.sync_all()?;
+        read_through(&file, len_bytes)?;
         let mut options = MmapOptions::new();
         options.len(len).populate();
         // SAFETY: the file is ours: it is at least `len` long, and the lock keeps whoever else
         // would map it through this type away. That no stranger shortens or writes the files of
         // a running daemon is what every database asks of its administrator.
         let map = unsafe { options.map_mut(&file) }?;
-        Ok(MappedFile { map, file })
+        let is_locked = map.lock().is_ok();
+        Ok(MappedFile { map, file, is_locked })
+    }
+
+    /// Whether the mapping stays in memory whatever happens. Not where this process may lock less
+    /// (`RLIMIT_MEMLOCK`): then the kernel may drop pages of it, and read them again.
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
     }
 
     /// Makes `len` bytes from `offset` durable; blocks until they are.
@@ -96,6 +109,21 @@ impl MappedFile {
     }
 }
 
+/// Reads `len_bytes` from the start, for the errors there are.
+fn read_through(file: &File, len_bytes: u64) -> io::Result<()> {
+    let mut piece = vec![0; 64 << 10];
+    let mut at = 0;
+    while at < len_bytes {
+        match file.read_at(&mut piece, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => at += u64::try_from(count).expect("usize fits 64 bits"),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 impl Deref for MappedFile {
     type Target = [u8];
 
@@ -133,6 +161,20 @@ mod tests {
         assert!(table[10_000..].iter().all(|byte| *byte == 0));
         let size = std::fs::metadata(&path).expect("there").len();
         assert_eq!(size, 20_000);
+    }
+
+    /// The kernel keeps a locked page though it is told that nobody needs it.
+    #[test]
+    fn a_mapping_stays_in_memory() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let table = MappedFile::create_or_open(&directory.path().join("table"), 4096);
+        let table = table.expect("created");
+        assert!(table.is_locked(), "a page is within every limit");
+        let address = format!("{:x}-", table.as_ptr().addr());
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("there");
+        let ours = maps.split_once(&address).expect("it is mapped").1;
+        let locked = ours.lines().find(|line| line.starts_with("Locked:")).expect("it says");
+        assert!(locked.contains(" 4 kB"), "{locked}");
     }
 
     #[test]

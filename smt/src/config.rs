@@ -60,6 +60,8 @@ pub struct Settings {
     pub lease_renew_ns: u64,
     /// How long a required acker may stay silent before it is evicted (W5).
     pub ack_timeout_ns: u64,
+    /// How long a primary waits for its own disk before it asks another member to lead (W5).
+    pub own_disk_timeout_ns: u64,
     /// How long a backup waits for a word of its primary before it offers itself (S9).
     pub suspect_ns: u64,
     /// The same, once the primary's connection has closed: a dead process, not a slow one.
@@ -99,6 +101,8 @@ impl Default for Settings {
             lease_ns: 700 * MS,
             lease_renew_ns: 140 * MS,
             ack_timeout_ns: 1500 * MS,
+            // Twice that of others: where all disks hang, members leave first, and the last one waits.
+            own_disk_timeout_ns: 3000 * MS,
             suspect_ns: 1500 * MS,
             suspect_closed_ns: 200 * MS,
             propose_retry_ns: 1000 * MS,

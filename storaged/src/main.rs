@@ -17,7 +17,7 @@ use smt::server::Server;
 use smt::{ServerId, Settings, Tick};
 use storaged::config::{Config, Flags};
 use storaged::control::{self, ControlError, Inputs};
-use storaged::disk::{DataDir, Disk, DiskError, DiskOptions, Faults, Syncer};
+use storaged::disk::{DataDir, Disk, DiskError, DiskOptions, Faults, Syncer, note_refusal};
 use storaged::scrub::{Line, ScrubConfig, Scrubber};
 use storaged::shard::{Identity, Observer, Outlets, Shard, Signals, Traffic};
 use storaged::telemetry::latency::IoStats;
@@ -50,10 +50,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let directory = config.data_dir.clone();
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            if let Some(ControlError::Refused(why)) = error.downcast_ref()
+                && let Err(error) = note_refusal(&directory, &why.to_string())
+            {
+                tracing::error!("{:#}", anyhow::Error::from(error));
+            }
             let by_disk = matches!(
                 error.downcast_ref(),
                 Some(
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
                         | DiskError::OtherServer { .. }
                         | DiskError::OtherCluster { .. }
                         | DiskError::NoIdentity { .. }
+                        | DiskError::Refused { .. }
                 )
             );
             let by_cluster = matches!(error.downcast_ref(), Some(ControlError::Refused(_)));

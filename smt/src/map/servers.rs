@@ -13,6 +13,34 @@ use super::types::*;
 use crate::ids::*;
 
 impl Map {
+    /// Whether a server that is `known` by its store and incarnation may live on as `now`.
+    ///
+    /// # Errors
+    /// It is another store, or a life that is not new: an old copy of the data directory.
+    pub fn judge_life(
+        id: ServerId,
+        known: (u128, Incarnation),
+        now: (u128, Incarnation),
+    ) -> Result<(), Refused> {
+        let cure = "bring back the data directory it had last, or take the server out (petrel \
+                    server remove) and give the machine a new id and an empty directory";
+        if known.0 != now.0 {
+            return Err(refused(format!(
+                "server {id} belongs to store {:032x}, not to {:032x}: this is another data \
+                 directory, or a new one in its place (is its disk mounted?); {cure}",
+                known.0, now.0
+            )));
+        }
+        if known.1 >= now.1 {
+            return Err(refused(format!(
+                "server {id} is known in incarnation {}, so {} is from the past: its data directory \
+                 is an old copy, and may lack what was acknowledged since; {cure}",
+                known.1, now.1
+            )));
+        }
+        Ok(())
+    }
+
     pub(super) fn register_server(&mut self, server: &Server) -> Result<Reply, Refused> {
         let id = server.id;
         let mut entry = server.clone();
@@ -28,18 +56,8 @@ impl Map {
                         "server {id} was removed from the cluster; give the machine a new id"
                     )));
                 }
-                if known.store != server.store {
-                    return Err(refused(format!(
-                        "server {id} belongs to store {:032x}, not to {:032x}",
-                        known.store, server.store
-                    )));
-                }
-                if known.incarnation >= server.incarnation {
-                    return Err(refused(format!(
-                        "server {id} is known in incarnation {}, so {} is from the past",
-                        known.incarnation, server.incarnation
-                    )));
-                }
+                let lives = [(known.store, known.incarnation), (server.store, server.incarnation)];
+                Map::judge_life(id, lives[0], lives[1])?;
                 // What an operator asked for outlives a restart; being down does not.
                 entry.state = match known.state {
                     ServerState::Down => ServerState::Up,

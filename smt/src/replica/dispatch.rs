@@ -16,7 +16,15 @@ impl<P: Payload> Replica<P> {
             self.learn(cx, config, false);
         }
         if matches!(self.phase, Phase::Faulted) {
-            self.respond(cx, caller, PeerBody::Faulted);
+            let answer = match body {
+                // It would be asked again and again: only a newer epoch has it drop what it holds.
+                PeerBody::JoinBegin { session, .. } => {
+                    let reason = "its disk failed the replica that was there before".to_string();
+                    PeerBody::JoinRefused { session, reason }
+                }
+                _ => PeerBody::Faulted,
+            };
+            self.respond(cx, caller, answer);
             return;
         }
         if !cx.holds(Mutant::E2NoEpochCheck)

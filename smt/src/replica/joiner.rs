@@ -165,6 +165,15 @@ impl<P: Payload> Replica<P> {
         self.leave(cx);
     }
 
+    /// A joiner's disk failed: its primary hears why, for the record of the migration.
+    pub(super) fn say_why_it_ends(&mut self, cx: &mut Context<P>, error: &str) {
+        if let Phase::Joiner(joiner) = &self.phase {
+            let (caller, session) = (joiner.caller, joiner.session);
+            let reason = format!("its disk failed: {error}");
+            self.respond(cx, caller, PeerBody::JoinRefused { session, reason });
+        }
+    }
+
     /// The session a message belongs to, if it is ours and the next in its stream.
     fn in_stream(
         &mut self,

@@ -13,6 +13,7 @@ impl<P: Payload> Replica<P> {
             return;
         }
         self.rescue = self.promote_of_whole_joiner();
+        self.say_why_it_ends(cx, &error);
         self.leave(cx);
         self.phase = Phase::Faulted;
         cx.report(Report::ReplicaFaulted { segment: self.segment, error });

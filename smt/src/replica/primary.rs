@@ -90,6 +90,8 @@ pub(super) struct Primary<P> {
     pub joiner_progress: Tick,
     pub unverified_min: usize,
     pub last_client_io: Tick,
+    /// Our own disk was found to hang, and somebody else asked to lead.
+    hangs: bool,
 }
 
 impl<P> Primary<P> {
@@ -113,6 +115,7 @@ impl<P> Primary<P> {
             joiner_progress: now,
             unverified_min: usize::MAX,
             last_client_io: Tick(0),
+            hangs: false,
         }
     }
 
@@ -123,6 +126,13 @@ impl<P> Primary<P> {
 
     pub fn last_seq(&self) -> Seq {
         Seq(self.next().0.saturating_sub(1))
+    }
+
+    /// Since when our own disk owes an answer to a client's read or write.
+    fn disk_owes_since(&self) -> Option<Tick> {
+        let write = self.in_flight.iter().find(|f| !f.local).map(|f| f.at);
+        let read = self.reads.values().filter_map(|read| read.asked).min();
+        write.into_iter().chain(read).min()
     }
 
     /// Everything up to here is committed.
@@ -647,9 +657,33 @@ impl<P: Payload> Replica<P> {
         if self.config.active < self.epoch() {
             self.report_active(cx);
         }
+        self.tick_own_disk(cx);
         self.tick_repairs(cx);
         self.tick_mends(cx);
         self.tick_migration(cx);
+    }
+
+    /// Our own disk hangs. Nobody else can know, for we answer; so we ask that a member leads whose
+    /// stream is whole (S3, S9). Members that hang too were given up before, after half as long. Alone
+    /// we wait: there is no other copy.
+    fn tick_own_disk(&mut self, cx: &mut Context<P>) {
+        let (segment, expect) = (self.segment, self.epoch());
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        let limit_ns = cx.settings.own_disk_timeout_ns;
+        let hangs = primary.disk_owes_since().is_some_and(|at| cx.now.since(at) >= limit_ns);
+        let follows = |s: &ServerId| !primary.broken.contains(s) && cx.links.up.contains_key(s);
+        let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
+        let successor = others.filter(follows).min();
+        let Some(server) = successor.filter(|_| hangs) else {
+            return;
+        };
+        if !primary.hangs {
+            primary.hangs = true;
+            cx.report(Report::DiskHangs { segment });
+        }
+        self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
     }
 
     /// Stops taking requests; those held back are told to come again.

@@ -14,6 +14,8 @@ pub(super) struct ReadState {
     range: BlockRange,
     /// Runs of bad blocks that were repaired for it so far.
     rounds: u32,
+    /// Since when our disk owes an answer; none while other members are asked for good blocks.
+    pub asked: Option<Tick>,
 }
 
 /// What a repair was for.
@@ -66,7 +68,8 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        primary.reads.insert(id, ReadState { asker, range, rounds: 0 });
+        let asked = Some(cx.now);
+        primary.reads.insert(id, ReadState { asker, range, rounds: 0, asked });
         self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(id));
     }
 
@@ -99,7 +102,8 @@ impl<P: Payload> Replica<P> {
                     reply(cx, self.segment, read.asker, retry);
                     return;
                 }
-                primary.reads.insert(id, ReadState { rounds: read.rounds + 1, ..read });
+                let rounds = read.rounds + 1;
+                primary.reads.insert(id, ReadState { rounds, asked: None, ..read });
                 self.start_repair(cx, range, After::Read(id));
                 return;
             }
@@ -250,7 +254,8 @@ impl<P: Payload> Replica<P> {
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: true });
         match repair.after {
             After::Read(read) => {
-                if let Some(read_state) = primary.reads.get(&read) {
+                if let Some(read_state) = primary.reads.get_mut(&read) {
+                    read_state.asked = Some(cx.now);
                     let range = read_state.range;
                     self.store(cx, StoreRequest::Read { range }, Pending::ClientRead(read));
                 }

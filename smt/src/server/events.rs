@@ -179,6 +179,11 @@ pub enum Report {
         segment: SegmentId,
         epoch: Epoch,
     },
+    /// This server leads a segment, and its disk has owed an answer for so long that another member
+    /// is to lead.
+    DiskHangs {
+        segment: SegmentId,
+    },
     /// A peer was too slow to acknowledge, and its eviction proposed (W5).
     SlowPeer {
         segment: SegmentId,

@@ -194,6 +194,13 @@ impl Hands {
         self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
     }
 
+    /// A peer promises what was asked of it just now (L1).
+    pub fn grant(&mut self, peer: u64) {
+        let segments = vec![(SEGMENT, self.epoch)];
+        let message = ServerMessage::Lease(LeaseMessage::Grant { sent: self.now, segments });
+        self.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
+    }
+
     /// A client writes one block, under an operation of its own.
     pub fn write(&mut self, op: u64, block: u32) {
         let range = BlockRange::new(block, 1);

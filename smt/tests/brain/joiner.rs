@@ -75,6 +75,36 @@ fn a_joiner_keeps_its_stream_when_the_map_is_behind_its_primary() {
     assert!(joiner.said().contains(&PeerBody::ReplicateAck { seq: Seq(1) }));
 }
 
+/// Without a word, the migration would wait a minute for a target that never answers.
+#[test]
+fn a_target_whose_disk_fails_says_so_and_why() {
+    let mut joiner = Hands::of(3);
+    let wish = with_joiner(config(5, &[1, 2]), 3);
+    joiner.learn(wish.clone());
+    let begin = |session| {
+        let config = wish.clone();
+        PeerBody::JoinBegin { session, migration: MigrationId(77), config }
+    };
+    joiner.hear(begin(SESSION));
+    joiner.disk_works();
+    joiner.said();
+    // It has a file now, which the next session has it mark.
+    let session = CopySession(6);
+    joiner.hear(begin(session));
+    joiner.disk_fails();
+    let reason = "its disk failed: EIO".to_owned();
+    assert_eq!(joiner.said(), [PeerBody::JoinRefused { session, reason }]);
+    assert_eq!(joiner.role(), Some(Role::Faulted));
+    // Asked once more, it says no at once; with the end of the wish it is free again.
+    let session = CopySession(7);
+    joiner.hear(begin(session));
+    assert!(
+        matches!(joiner.said()[..], [PeerBody::JoinRefused { session: s, .. }] if s == session)
+    );
+    joiner.learn(config(6, &[1, 2]));
+    assert_eq!(deletes(&mut joiner), 1);
+}
+
 fn deletes(joiner: &mut Hands) -> usize {
     joiner.asked().iter().filter(|request| **request == StoreRequest::Delete).count()
 }

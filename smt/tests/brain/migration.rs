@@ -1,12 +1,13 @@
-//! A primary's patience with a migration.
+//! A primary's patience with a migration, and with its own disk.
 
 use smt::map::{Command, SegmentConfig};
-use smt::message::PeerBody;
+use smt::message::{PeerBody, ReplyBody};
 use smt::replica::Role;
+use smt::server::Report;
 use smt::wire::checksum::chunk_digest;
 use smt::*;
 
-use crate::hands::{Blocks, Hands, active, config, with_joiner};
+use crate::hands::{Blocks, Hands, SEGMENT, active, config, with_joiner};
 
 fn of_one(epoch: u64) -> SegmentConfig {
     active(config(epoch, &[1]))
@@ -222,4 +223,62 @@ fn a_write_beyond_the_backlog_takes_its_chunk_back_and_the_root_is_asked_for_aga
     primary.wait_ns(200 * smt::config::MS);
     let said = primary.said();
     assert_eq!(copies(&said), [BlockRange::new(4, 4)], "the second chunk goes again: {said:?}");
+}
+
+fn new_primaries(hands: &mut Hands) -> Vec<ServerId> {
+    let server = |command| match command {
+        Command::NewPrimary { server, .. } => Some(server),
+        _ => None,
+    };
+    hands.proposed().into_iter().filter_map(server).collect()
+}
+
+fn tick_for(hands: &mut Hands, ns: u64) {
+    for _ in 0..ns.div_ceil(50 * smt::config::MS) {
+        hands.tick();
+    }
+}
+
+/// Nobody else can know: this primary renews its leases and answers, only its disk does not.
+#[test]
+fn a_primary_whose_own_disk_hangs_asks_a_member_that_keeps_up_to_lead() {
+    let mut primary = primary();
+    primary.learn(with_joiner(of_one(1), 2));
+    let session = begun(&primary.said()).expect("the migration begins");
+    synced(&mut primary, session);
+    primary.tick();
+    primary.grant(2);
+    primary.tick();
+    assert!(promotes(&primary.proposed()) > 0);
+    primary.learn(active(config(2, &[1, 2])));
+    primary.disk_works();
+    assert_eq!(primary.role(), Some(Role::Primary));
+    primary.said();
+    primary.proposed();
+    primary.reports();
+    primary.write(7, 3);
+    let said = primary.said();
+    let sent = said.iter().find_map(|body| match body {
+        PeerBody::Replicate { record, .. } => Some(record.seq),
+        _ => None,
+    });
+    primary.answer(2, PeerBody::ReplicateAck { seq: sent.expect("the write goes to server 2") });
+    let limit_ns = primary.settings.own_disk_timeout_ns;
+    tick_for(&mut primary, limit_ns * 9 / 10);
+    assert_eq!(new_primaries(&mut primary), [], "a disk may be slow");
+    tick_for(&mut primary, limit_ns / 5);
+    assert_eq!(new_primaries(&mut primary), [ServerId(2)]);
+    assert_eq!(primary.reports(), [Report::DiskHangs { segment: SEGMENT }], "said once");
+    assert_eq!(primary.replies(), [], "the write is durable at one of two");
+}
+
+#[test]
+fn a_lone_primary_waits_for_its_disk() {
+    let mut primary = primary();
+    primary.write(7, 3);
+    let limit_ns = primary.settings.own_disk_timeout_ns;
+    tick_for(&mut primary, limit_ns * 3);
+    assert_eq!((primary.proposed(), primary.replies()), (Vec::new(), Vec::new()));
+    primary.disk_works();
+    assert_eq!(primary.replies(), [ReplyBody::Done]);
 }

@@ -12,6 +12,9 @@ use super::types::{Blob, ServerId};
 use super::wire::{self, Change, Request, Response};
 use super::{Consensus, ProposeError, StateMachine, Transport};
 
+/// How long one server may take with a proposal that is offered to all: more than a commit takes.
+const ELSEWHERE_WAIT: Duration = Duration::from_millis(500);
+
 /// Why the leader's answer is not here.
 enum Lost {
     /// The leader certainly did not get the request.
@@ -44,6 +47,37 @@ impl<SM: StateMachine, T: Transport> Consensus<SM, T> {
             }
             self.pause(deadline).await.map_err(|()| ProposeError::NotLeader { leader })?;
         }
+    }
+
+    /// Proposes `command` at the other servers, one after the other: for a server whose own log does
+    /// not move because its disk hangs, and which hears of no leader any more. Only for a command
+    /// that does no harm if it happens twice.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose_elsewhere(
+        &self,
+        command: Vec<u8>,
+    ) -> Result<(u64, Vec<u8>), ProposeError> {
+        let mut last = ProposeError::NotLeader { leader: None };
+        for (server, peer) in self.members() {
+            if server == self.inner.config.id {
+                continue;
+            }
+            self.inner.transport.introduce(server, &peer);
+            let request = wire::encode(&Request::Propose(Blob(command.clone())));
+            let call = self.inner.transport.call(server, request);
+            last = match timeout_at(Instant::now() + ELSEWHERE_WAIT, call).await {
+                Ok(Ok(answer)) => match wire::decode(&answer) {
+                    Ok(Response::Proposed { index, reply }) => return Ok((index, reply.0)),
+                    Ok(other) => other.into_error(),
+                    Err(why) => ProposeError::Unknown(why),
+                },
+                Ok(Err(error)) => ProposeError::Unknown(format!("call server {server}: {error}")),
+                Err(_) => ProposeError::Unknown(format!("server {server} did not answer in time")),
+            };
+        }
+        Err(last)
     }
 
     /// Returns an index such that this server's state, which has reached it, reflects every

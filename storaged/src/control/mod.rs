@@ -13,6 +13,7 @@ mod heat;
 mod http;
 mod members;
 mod orchestrator;
+mod past;
 mod proposals;
 mod replicas;
 mod scores;
@@ -148,6 +149,18 @@ impl Control {
         self.change_at(command).await.map(|(_, reply)| reply)
     }
 
+    /// As [`Self::change`], but not through this server's own log.
+    ///
+    /// # Errors
+    /// The map refused it, or nobody leads who could be asked.
+    async fn change_elsewhere(&self, command: &Command) -> Result<Reply, ChangeError> {
+        let bytes = postcard::to_stdvec(command).expect("our own types serialise into memory");
+        let (_, reply) = self.inner.log.propose_elsewhere(bytes).await.map_err(unreachable)?;
+        let reply: Result<Reply, Refused> = postcard::from_bytes(&reply)
+            .map_err(|error| ChangeError::Unreachable(format!("a reply of {error}")))?;
+        Ok(reply?)
+    }
+
     /// As [`Self::change`], with the map's version that it made.
     async fn change_at(&self, mut command: Command) -> Result<(u64, Reply), ChangeError> {
         match &mut command {
@@ -237,6 +250,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     }
     let notify = Arc::clone(&signals);
     let notify = Box::new(move || notify.map_changed());
+    past::ask(&config, store, incarnation).await.map_err(ControlError::Refused)?;
     let machine = SmtMachine::new(Arc::clone(&map), notify);
     let mut log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
     log_config.cluster = cluster;
@@ -306,7 +320,8 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     Ok(())
 }
 
-/// Announces this life of the server (S7), until the map knows it.
+/// Announces this life of the server (S7), until the map knows it. What the map knew before that is of
+/// another life: if it is not older, this store is an old copy.
 async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result<(), Refused> {
     let Config { id, zone, region, tier, peers, listen, http, .. } = &control.inner.config;
     let ours = peers.iter().find(|p| p.id == *id);
@@ -324,6 +339,14 @@ async fn register(control: &Control, store: u128, capacity_bytes: u64) -> Result
         capacity_bytes,
         boot_id: boot_id.trim().to_owned(),
     };
+    while let Err(error) = control.barrier().await {
+        tracing::debug!(%error, "not registered yet");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    if let Some(known) = control.with_map(|m| m.server(server.id).cloned()) {
+        let now = (server.store, server.incarnation);
+        Map::judge_life(server.id, (known.store, known.incarnation), now)?;
+    }
     loop {
         let known = control.with_map(|m| m.server(server.id).cloned());
         if known.is_some_and(|k| k.incarnation == server.incarnation && k.store == server.store) {
@@ -377,7 +400,10 @@ async fn note_reports(control: Control, mut reports: UnboundedReceiver<Report>) 
             Report::ReplicaFaulted { .. }
             | Report::ReplicaMissing { .. }
             | Report::Unverified { .. } => tracing::error!(?report),
-            Report::Mismatch { .. } | Report::Diverged { .. } | Report::SlowPeer { .. } => {
+            Report::Mismatch { .. }
+            | Report::Diverged { .. }
+            | Report::SlowPeer { .. }
+            | Report::DiskHangs { .. } => {
                 tracing::warn!(?report);
             }
             Report::Activated { .. } => tracing::info!(?report),

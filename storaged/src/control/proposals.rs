@@ -29,6 +29,10 @@ const UNDER_WAY_MAX: usize = 128;
 /// for it; longer than an election, which is waited for.
 const ATTEMPT_MAX: Duration = Duration::from_secs(3);
 
+/// How long our own log may take with a new primary, before the other servers are asked past it: a
+/// primary whose disk hangs has its log on that disk, too. Being a compare-and-set, it may happen twice.
+const OWN_LOG_MAX: Duration = Duration::from_secs(1);
+
 /// What a proposal is about: of two that are alike, only the newer is of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -182,7 +186,13 @@ pub(super) async fn carry(control: Control, mut proposals: UnboundedReceiver<Com
 }
 
 async fn propose(control: Control, command: Command) {
-    match timeout(ATTEMPT_MAX, control.change(command.clone())).await {
+    let is_new_primary = matches!(command, Command::NewPrimary { .. });
+    let limit = if is_new_primary { OWN_LOG_MAX } else { ATTEMPT_MAX };
+    let mut outcome = timeout(limit, control.change(command.clone())).await;
+    if outcome.is_err() && is_new_primary {
+        outcome = Ok(control.change_elsewhere(&command).await);
+    }
+    match outcome {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::debug!(%error, ?command, "a proposal came to nothing"),
         Err(_) => tracing::debug!(?command, "a proposal is not answered"),

@@ -73,6 +73,9 @@ impl DataDir {
         let segments = path.join("segments");
         fs::create_dir_all(&segments).map_err(doing("make the directory", &segments))?;
         let lock = lock(path)?;
+        if let Some(why) = refusal(path)? {
+            return Err(DiskError::Refused { path: path.to_owned(), why });
+        }
         let mut identity = match read_identity(path)? {
             Some(identity) => identity,
             None if is_empty(&segments)? => {
@@ -198,6 +201,27 @@ impl AtRest {
         write_identity(&self.path, &moved)?;
         self.identity = moved;
         Ok(())
+    }
+}
+
+/// Keeps the directory at `path` from being started again: the cluster has refused it, and each start
+/// makes it look newer than it is. Blocks.
+///
+/// # Errors
+/// When that cannot be written.
+pub fn note_refusal(path: &Path, why: &str) -> Result<()> {
+    let note = path.join("REFUSED");
+    fs::write(&note, why).map_err(doing("write", &note))?;
+    File::open(&note).and_then(|note| note.sync_all()).map_err(doing("sync", &note))?;
+    sync_directory(path)
+}
+
+fn refusal(directory: &Path) -> Result<Option<String>> {
+    let note = directory.join("REFUSED");
+    match fs::read_to_string(&note) {
+        Ok(why) => Ok(Some(why)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(doing("read", &note)(error)),
     }
 }
 

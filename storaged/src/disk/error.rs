@@ -23,6 +23,11 @@ pub enum DiskError {
         path.display()
     )]
     Older { path: PathBuf, version: u32, known: u32 },
+    #[error(
+        "{} was refused by its cluster before: {why}; should that be settled, remove the file REFUSED in it",
+        path.display()
+    )]
+    Refused { path: PathBuf, why: String },
     #[error("{} belongs to server {found}, and this is server {ours}", path.display())]
     OtherServer { path: PathBuf, found: ServerId, ours: ServerId },
     #[error("{} belongs to cluster {found:016x}, and this is cluster {ours:016x}", path.display())]
@@ -39,6 +44,27 @@ pub enum DiskError {
     Damaged { path: PathBuf, what: String },
     #[error("no space left for segment {segment}, of {wanted_bytes} bytes")]
     NoSpace { segment: SegmentId, wanted_bytes: u64 },
+}
+
+impl DiskError {
+    /// Whether a replica is of no use for this: damaged, or the disk does not give it back.
+    pub(super) fn loses_the_replica(&self) -> bool {
+        match self {
+            DiskError::Damaged { .. } => true,
+            DiskError::Io { source, .. } => {
+                source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+            }
+            DiskError::Locked { .. }
+            | DiskError::Newer { .. }
+            | DiskError::Older { .. }
+            | DiskError::OtherServer { .. }
+            | DiskError::OtherCluster { .. }
+            | DiskError::OtherStore { .. }
+            | DiskError::NoIdentity { .. }
+            | DiskError::Refused { .. }
+            | DiskError::NoSpace { .. } => false,
+        }
+    }
 }
 
 /// Makes an [`io::Error`] one of ours.

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use reactor::MappedFile;
@@ -426,7 +427,19 @@ fn open_data(path: &Path, new: bool) -> Result<File> {
 }
 
 fn map(path: &Path, bytes: usize) -> Result<MappedFile> {
-    unlocked(path, || MappedFile::create_or_open(path, bytes))
+    static WARNED: Once = Once::new();
+    let file = unlocked(path, || MappedFile::create_or_open(path, bytes))?;
+    if !file.is_locked() {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                path = %path.display(),
+                "checksum tables cannot be kept in memory: should the kernel drop a page of one, and \
+                 the disk not give it back, this process dies. Raise its limit of locked memory \
+                 (LimitMEMLOCK=infinity, or ulimit -l unlimited)"
+            );
+        });
+    }
+    Ok(file)
 }
 
 /// Tries until the file's lock is free: a killed process keeps it until its last write has ended.

@@ -27,7 +27,7 @@ use smt::server::FoundReplica;
 use smt::store::{DeviceOp, DeviceResult, Store, StoreRequest, StoreResult, StoreStep, Table};
 use smt::{BlockRange, Geometry, IoId, SegmentId, Settings};
 
-pub use data_dir::{AtRest, DataDir, Space};
+pub use data_dir::{AtRest, DataDir, Space, note_refusal};
 use device::{Device, NoTable, Started};
 use error::whole_story;
 pub use error::{DiskError, Result};
@@ -122,8 +122,8 @@ impl Disk {
     /// Blocks.
     ///
     /// # Errors
-    /// When a replica was written by a newer program, or in another store, or cannot be read at
-    /// all.
+    /// When a replica was written by a newer program, or in another store, or is held by another
+    /// process.
     pub fn open(
         data_dir: &DataDir,
         syncer: &Syncer,
@@ -161,8 +161,10 @@ impl Disk {
                     let device = Device::new(place, files, reactor)?;
                     found.push(disk.adopt(device));
                 }
-                Err(error @ DiskError::Damaged { .. }) => {
-                    tracing::error!(segment = segment.0, %error, "a replica is lost");
+                Err(error) if error.loses_the_replica() => {
+                    disk.observer.error();
+                    let error = whole_story(&error);
+                    tracing::error!(segment = segment.0, error, "a replica is lost");
                 }
                 Err(error) => return Err(error),
             }

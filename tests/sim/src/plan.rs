@@ -110,6 +110,7 @@ impl Plan {
             lease_ns,
             lease_renew_ns: lease_ns / 5,
             ack_timeout_ns: lease_ns,
+            own_disk_timeout_ns: lease_ns * 2,
             suspect_ns: lease_ns * r.range(8, 16) / 10,
             suspect_closed_ns: r.range(5, 20) * MS,
             propose_retry_ns: r.range(20, 40) * MS,

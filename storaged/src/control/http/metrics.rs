@@ -27,6 +27,7 @@ pub struct ReportCounters {
     divergences: [Counter; 2],
     activations: Counter,
     slow_peers: Counter,
+    disk_hangs: Counter,
 }
 
 impl ReportCounters {
@@ -55,6 +56,9 @@ impl ReportCounters {
             Report::SlowPeer { .. } => {
                 self.slow_peers.inc();
             }
+            Report::DiskHangs { .. } => {
+                self.disk_hangs.inc();
+            }
         }
     }
 }
@@ -69,6 +73,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         divergences,
         activations,
         slow_peers,
+        disk_hangs,
     } = control.inner.reports.clone();
     let mismatches = [repaired_blocks.clone(), mismatched_blocks.clone()];
     let by_repair = [
@@ -97,6 +102,7 @@ pub async fn metrics(State(control): State<Control>) -> impl IntoResponse {
         ("blocks_unverified", "Blocks taken though no copy verified", unverified_blocks),
         ("activations", "Segments this server became primary of", activations),
         ("slow_peers", "Members evicted for silence", slow_peers),
+        ("disk_hangs", "Segments given to another primary because our disk hung", disk_hangs),
     ];
     for (name, help, counter) in counters {
         registry.register(name, help, counter);

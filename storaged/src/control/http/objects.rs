@@ -63,6 +63,7 @@ pub fn server(map: &Map, lives: &Lives, server: &Server, waits: Option<&Waits>) 
         "score": lives.score(server.id),
         "boot_id": server.boot_id,
         "incarnation": server.incarnation.0,
+        "store": format!("{:032x}", server.store),
         "waiting_for": waiting,
     })
 }

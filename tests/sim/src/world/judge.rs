@@ -86,6 +86,9 @@ impl World {
                 let verdict = Active::activated(*segment, *epoch, adopted);
                 self.judge(verdict);
             }
+            Report::DiskHangs { segment } => {
+                self.say(Some(*segment), || format!("s{} finds its own disk slow", host + 1));
+            }
             Report::SlowPeer { segment, peer } => {
                 self.say(Some(*segment), || format!("s{} finds s{peer} slow", host + 1));
             }

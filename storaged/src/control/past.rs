@@ -1,0 +1,102 @@
+//! Past: whether the others know a newer life of this server, asked before it takes part in anything.
+//!
+//! Invariant: a data directory that a peer who answers knows to be an old copy, or not this server's,
+//! neither votes nor acknowledges. The map refuses it in any case (S7), but a server votes before it can
+//! learn that, and an old copy may have forgotten its vote. Peers that do not answer are not waited for:
+//! after a power cut of all there is nobody to ask.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use smt::map::{Map, Refused};
+use smt::{Incarnation, ServerId};
+
+use crate::config::{Config, PeerConfig};
+
+/// How long a peer may take to answer; a start is late by no more than this.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+
+#[derive(Deserialize)]
+struct Servers {
+    servers: Vec<Known>,
+}
+
+/// What a peer knows of a server. Fields that are missing are those of an older program.
+#[derive(Clone, Debug, Deserialize)]
+struct Known {
+    id: u64,
+    incarnation: u64,
+    store: Option<String>,
+}
+
+/// # Errors
+/// A peer knows this life, a newer one, or another store under this server's id.
+pub(super) async fn ask(
+    config: &Config,
+    store: u128,
+    incarnation: Incarnation,
+) -> Result<(), Refused> {
+    let mut asked = tokio::task::JoinSet::new();
+    for peer in config.peers.iter().filter(|p| p.id != config.id) {
+        let (peer, id) = (peer.clone(), config.id);
+        asked.spawn_blocking(move || known_to(&peer, id));
+    }
+    while let Some(answer) = asked.join_next().await {
+        if let Ok(Some(known)) = answer {
+            judge(&known, store, incarnation)?;
+        }
+    }
+    Ok(())
+}
+
+fn known_to(peer: &PeerConfig, id: u64) -> Option<Known> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(ANSWER_WAIT)).build().into();
+    let servers = agent
+        .get(format!("http://{}/v1/servers", peer.http))
+        .call()
+        .and_then(|mut answer| answer.body_mut().read_json::<Servers>());
+    match servers {
+        Ok(Servers { servers }) => servers.into_iter().find(|known| known.id == id),
+        Err(error) => {
+            tracing::debug!(peer = peer.id, %error, "could not be asked what it knows of us");
+            None
+        }
+    }
+}
+
+fn judge(known: &Known, store: u128, incarnation: Incarnation) -> Result<(), Refused> {
+    let Known { id, incarnation: newest, store: theirs } = known;
+    let theirs = theirs.as_deref().and_then(|text| u128::from_str_radix(text, 16).ok());
+    Map::judge_life(
+        ServerId(*id),
+        (theirs.unwrap_or(store), Incarnation(*newest)),
+        (store, incarnation),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(newest: u64, store: Option<&str>) -> Result<(), Refused> {
+        judge(
+            &Known { id: 3, incarnation: newest, store: store.map(str::to_owned) },
+            7,
+            Incarnation(5),
+        )
+    }
+
+    #[test]
+    fn only_a_newer_life_of_the_same_store_goes_on() {
+        let same = format!("{:032x}", 7);
+        assert_eq!(judged(4, Some(&same)), Ok(()));
+        assert_eq!(judged(4, None), Ok(()), "an older program says nothing of stores");
+        for newest in [5, 6] {
+            let why = judged(newest, Some(&same)).expect_err("from the past").to_string();
+            assert!(why.contains("from the past") && why.contains("bring back"), "{why}");
+        }
+        let why = judged(4, Some(&format!("{:032x}", 8))).expect_err("another store").to_string();
+        assert!(why.contains("belongs to store"), "{why}");
+    }
+}
