@@ -1,7 +1,8 @@
 //! Run: one seed from its first event to its quiet end.
 //!
 //! Invariant: a run is a function of seed, steps and mutant. It ends well only if, once the faults
-//! stopped, every operation finished, every segment was whole again and everything agreed.
+//! stopped, every operation finished, every segment was whole again, all rot was found, and
+//! everything agreed.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

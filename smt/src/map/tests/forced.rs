@@ -23,7 +23,7 @@ fn a_forced_copy_is_the_only_member_of_the_next_epoch_and_stays_visible() {
         client: ClientId(9),
         owner: "o".to_owned(),
         mode: AttachMode::Exclusive,
-        force: false,
+        expect_writer: None,
         at_unix_ms: 1,
     });
     assert_eq!(bench.map.forced(segment), None);

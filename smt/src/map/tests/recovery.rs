@@ -13,7 +13,7 @@ fn cluster() -> Map {
         client: ClientId(9),
         owner: "o".to_owned(),
         mode: AttachMode::Exclusive,
-        force: false,
+        expect_writer: None,
         at_unix_ms: 1,
     });
     bench.map

@@ -247,7 +247,8 @@ impl World {
             | Report::ReplicaFaulted { .. }
             | Report::ReplicaMissing { .. }
             | Report::Activated { .. }
-            | Report::SlowPeer { .. } => {}
+            | Report::SlowPeer { .. }
+            | Report::DiskHangs { .. } => {}
         }
     }
 
