@@ -72,11 +72,13 @@ control.sendall(b'$1')
 assert control.recv(1), 'no answer'"
 }
 
-# unmount_disk ID: as soon as nobody uses it. A killed server may have operations under way.
+# unmount_disk ID: as soon as nobody uses it. A killed server may have operations under way, and may
+# be started again before we come to it.
 unmount_disk() {
     local since=$SECONDS
     until umount "$DIR/server-$1/data" 2>"$WORK/umount"; do
         [ $((SECONDS - since)) -lt 20 ] || { echo "FAIL: cannot unmount the disk of server $1"; cat "$WORK/umount"; return 1; }
+        kill_server "$1"
         sleep 0.05
     done
 }
