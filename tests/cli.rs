@@ -10,10 +10,10 @@ mod fake;
 #[path = "cli/dev.rs"]
 mod dev;
 
-#[path = "cli/scrub.rs"]
-mod scrub;
 #[path = "cli/force.rs"]
 mod force;
+#[path = "cli/scrub.rs"]
+mod scrub;
 
 #[path = "cli/waiting.rs"]
 mod waiting;

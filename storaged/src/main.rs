@@ -70,7 +70,10 @@ fn main() -> ExitCode {
                         | DiskError::Refused { .. }
                 )
             );
-            let by_cluster = matches!(error.downcast_ref(), Some(ControlError::Refused(_)));
+            let by_cluster = matches!(
+                error.downcast_ref(),
+                Some(ControlError::Refused(_) | ControlError::LogLost { .. })
+            );
             let refused = by_disk || by_cluster;
             if refused { ExitCode::from(REFUSED) } else { ExitCode::FAILURE }
         }

@@ -53,9 +53,11 @@ pub struct Args {
     #[arg(long, conflicts_with = "read_only")]
     pub take_over: bool,
 
-    /// Give a volume back when no NBD client has used it for this long, such as 30s or 5m
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
-    pub give_back_after: Duration,
+    /// Give a volume back when no NBD client has used it for this long, such as 30s or 5m. Without
+    /// it a volume is kept: a client that was cut off and comes back would not learn that somebody
+    /// else has written meanwhile
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub give_back_after: Option<Duration>,
 
     /// Allow listening beyond this machine, though nothing is encrypted or authenticated
     #[arg(long)]
@@ -108,7 +110,7 @@ impl Settings {
             exports: export,
             read_only,
             take_over,
-            give_back_after,
+            give_back_after: give_back_after.unwrap_or(Duration::MAX),
             exit_on_stdin_close,
         })
     }

@@ -205,7 +205,9 @@ impl Map {
         copies: &BTreeMap<SegmentId, Vec<(ServerId, &FoundCopy)>>,
         survivors: &[Survivor],
     ) -> Vec<Recovered> {
-        let highest = copies.keys().next_back().copied().unwrap_or_default();
+        // Also of segments that are no volume's any more: their files still have the name.
+        let all = survivors.iter().flat_map(|s| &s.copies).map(|copy| copy.config.segment);
+        let highest = all.max().unwrap_or_default();
         self.last_segment = self.last_segment.max(highest);
         let mut found = Vec::new();
         let none = Vec::new();
@@ -220,10 +222,13 @@ impl Map {
                 }
                 self.last_segment = self.last_segment.max(*segment);
                 let held = copies.get(segment).unwrap_or(&none);
-                let newest = held
-                    .iter()
-                    .map(|(_, copy)| &copy.config)
-                    .chain(self.segments.get(segment))
+                // Of equals the last counts: a header is adopted once it is decided, a log may end
+                // in entries that never were.
+                let newest = self
+                    .segments
+                    .get(segment)
+                    .into_iter()
+                    .chain(held.iter().map(|(_, copy)| &copy.config))
                     .max_by_key(|config| config.epoch)
                     .cloned();
                 let config = newest.or_else(|| self.lost_segment(&volume, *segment, index));

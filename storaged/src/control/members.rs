@@ -1,8 +1,8 @@
 //! Members: who is sent the map's log, and who of them votes.
 //!
-//! Invariant: voters only become more here. Every server of the map is a member; a server that has
-//! no log yet asks the others to be one, and becomes a voter once it has caught up, as long as the
-//! cluster should have more of them.
+//! Invariant: voters only become more here, but for those that were removed from the cluster, who go.
+//! Every server of the map is a member; a server that has no log yet asks the others to be one, and
+//! becomes a voter once it has caught up, as long as the cluster should have more of them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -67,12 +67,19 @@ pub(super) async fn keep(control: Control) {
                 votes: status.voters.contains(&server.id.0),
             })
             .collect();
-        let wanted = more_voters(&status.voters, &candidates);
+        // Ourselves, too, only once somebody else leads.
+        let me = control.inner.config.id;
+        let gone = |id: &u64| {
+            let server = map.server(smt::ServerId(*id));
+            *id != me && server.is_some_and(|s| s.state == ServerState::Removed)
+        };
+        let staying = status.voters.iter().copied().filter(|id| !gone(id)).collect();
+        let wanted = more_voters(&staying, &candidates);
         if wanted != status.voters {
             match log.set_voters(wanted.clone()).await {
-                Ok(()) => tracing::info!(voters = ?wanted, "more servers vote"),
+                Ok(()) => tracing::info!(voters = ?wanted, "who votes has changed"),
                 // It may have to catch up first.
-                Err(error) => tracing::debug!(%error, "no more voters yet"),
+                Err(error) => tracing::debug!(%error, "no other voters yet"),
             }
         }
     }

@@ -81,6 +81,17 @@ pub enum ControlError {
     /// The cluster will not have this server: another one's store, or a rolled-back one.
     #[error("the cluster refuses this server: {0}")]
     Refused(Refused),
+    /// Replicas without the map's log: whatever this server agreed to is forgotten.
+    #[error(
+        "there are replicas in {}, and no log of the map in {}: started without it, this server \
+         would forget what it voted for, and take every replica for deleted. Put the log back; \
+         if it is lost, `petrel server remove` this server while the others have a majority, and \
+         give the machine a new id and an empty directory; if they have none, `petrel cluster \
+         recover --from-headers`",
+        segments.display(),
+        log.display()
+    )]
+    LogLost { segments: std::path::PathBuf, log: std::path::PathBuf },
 }
 
 /// Why a change of the map was not made, or may not have been.
@@ -250,7 +261,8 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     }
     let notify = Arc::clone(&signals);
     let notify = Box::new(move || notify.map_changed());
-    past::ask(&config, store, incarnation).await.map_err(ControlError::Refused)?;
+    log_is_there(&config)?;
+    past::ask(&config, cluster, store, incarnation).await.map_err(ControlError::Refused)?;
     let machine = SmtMachine::new(Arc::clone(&map), notify);
     let mut log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
     log_config.cluster = cluster;
@@ -318,6 +330,21 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     tasks.shutdown().await;
     control.inner.log.shutdown().await;
     Ok(())
+}
+
+/// A log is written before anything is made of it. So replicas without one mean that it was lost, and
+/// that this server must neither found a map, which would know of none of them, nor vote.
+fn log_is_there(config: &Config) -> Result<(), ControlError> {
+    let consensus = config.data_dir.join("consensus");
+    if consensus.join("log").join("CURRENT").exists() || consensus.join(JOINING_MARK).exists() {
+        return Ok(());
+    }
+    let segments = config.data_dir.join("segments");
+    let is_empty = std::fs::read_dir(&segments).map_or(true, |mut files| files.next().is_none());
+    if is_empty {
+        return Ok(());
+    }
+    Err(ControlError::LogLost { segments, log: consensus })
 }
 
 /// Announces this life of the server (S7), until the map knows it. What the map knew before that is of

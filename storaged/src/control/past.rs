@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use smt::lineage::is_other_generation;
 use smt::map::{Map, Refused};
 use smt::{Incarnation, ServerId};
 
@@ -18,6 +19,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Servers {
+    cluster_id: Option<String>,
     servers: Vec<Known>,
 }
 
@@ -33,13 +35,14 @@ struct Known {
 /// A peer knows this life, a newer one, or another store under this server's id.
 pub(super) async fn ask(
     config: &Config,
+    cluster: u64,
     store: u128,
     incarnation: Incarnation,
 ) -> Result<(), Refused> {
     let mut asked = tokio::task::JoinSet::new();
     for peer in config.peers.iter().filter(|p| p.id != config.id) {
         let (peer, id) = (peer.clone(), config.id);
-        asked.spawn_blocking(move || known_to(&peer, id));
+        asked.spawn_blocking(move || known_to(&peer, cluster, id));
     }
     while let Some(answer) = asked.join_next().await {
         if let Ok(Some(known)) = answer {
@@ -49,20 +52,29 @@ pub(super) async fn ask(
     Ok(())
 }
 
-fn known_to(peer: &PeerConfig, id: u64) -> Option<Known> {
+fn known_to(peer: &PeerConfig, cluster: u64, id: u64) -> Option<Known> {
     let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(ANSWER_WAIT)).build().into();
+        ureq::Agent::config_builder().timeout_global(Some(ANSWER_WAIT)).proxy(None).build().into();
     let servers = agent
         .get(format!("http://{}/v1/servers", peer.http))
         .call()
         .and_then(|mut answer| answer.body_mut().read_json::<Servers>());
     match servers {
-        Ok(Servers { servers }) => servers.into_iter().find(|known| known.id == id),
+        // Another cluster's servers have the same ids; before and after a recovery they are ours.
+        Ok(Servers { cluster_id: Some(theirs), .. }) if !is_ours(&theirs, cluster) => {
+            tracing::warn!(peer = peer.id, theirs, "a peer's address leads to another cluster");
+            None
+        }
+        Ok(Servers { servers, .. }) => servers.into_iter().find(|known| known.id == id),
         Err(error) => {
             tracing::debug!(peer = peer.id, %error, "could not be asked what it knows of us");
             None
         }
     }
+}
+
+fn is_ours(theirs: &str, ours: u64) -> bool {
+    theirs.parse().is_ok_and(|theirs| theirs == ours || is_other_generation(theirs, ours))
 }
 
 fn judge(known: &Known, store: u128, incarnation: Incarnation) -> Result<(), Refused> {

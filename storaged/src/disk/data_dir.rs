@@ -168,7 +168,8 @@ impl AtRest {
     /// Takes the directory, which must be a server's. Its incarnation stays as it is. Blocks.
     ///
     /// # Errors
-    /// When a process has it, there is no identity in it, or it is of another format.
+    /// When a process has it, there is no identity in it, it is of another format, or its cluster
+    /// has refused it as an old copy.
     pub fn open(path: &Path) -> Result<AtRest> {
         // Before the lock, which would make a file in somebody's directory.
         if read_identity(path)?.is_none() {
@@ -178,6 +179,9 @@ impl AtRest {
         let identity = read_identity(path)?;
         let identity =
             identity.ok_or_else(|| DiskError::NoIdentity { path: path.join("STORE") })?;
+        if let Some(why) = refusal(path)? {
+            return Err(DiskError::Refused { path: path.to_owned(), why });
+        }
         Ok(AtRest { path: path.to_owned(), identity, _lock: lock })
     }
 

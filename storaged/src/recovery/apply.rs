@@ -16,6 +16,9 @@ use crate::consensus::{Peer, StateMachine, offline};
 use crate::control::{JOINING_MARK, SmtMachine};
 use crate::disk::AtRest;
 
+const LIVE: &str = "consensus";
+const NEW: &str = "consensus.new";
+
 fn sync(directory: &Path) -> anyhow::Result<()> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
@@ -37,41 +40,49 @@ pub fn make_leader(at: &mut AtRest, map: &Map, cluster: u64, term: u64) -> anyho
     let server = at.identity().server;
     let entry = map.server(server).context("the leader is not in its own map")?;
     let peer = Peer { data: entry.address.clone(), http: entry.http.clone() };
-    let (live, new) = (at.path().join("consensus"), at.path().join("consensus.new"));
-    if new.exists() {
-        fs::remove_dir_all(&new).with_context(|| format!("remove {}", new.display()))?;
-    }
+    let new = at.path().join(NEW);
+    put_aside(at, &new)?;
     let snapshot = SmtMachine::new(Arc::new(Mutex::new(map.clone())), Box::new(|| {})).snapshot();
     let position = (term, map.version().0);
     block_on(offline::found(&new, (server.0, peer), cluster, position, &snapshot))?
         .with_context(|| format!("make the log in {}", new.display()))?;
     sync(&new)?;
-    at.move_to(cluster)?;
-    if live.exists() {
-        rustix::fs::renameat_with(CWD, &live, CWD, &new, RenameFlags::EXCHANGE)
-            .with_context(|| format!("exchange {} and {}", live.display(), new.display()))?;
-        let aside = aside(at.path(), cluster);
-        fs::rename(&new, &aside).with_context(|| format!("put aside {}", aside.display()))?;
-    } else {
-        fs::rename(&new, &live).with_context(|| format!("rename {}", new.display()))?;
-    }
-    sync(at.path())
+    take_place(at, cluster)
 }
 
 /// Makes a directory one of a server that waits to be sent the recovered cluster's log.
 pub fn join(at: &mut AtRest, cluster: u64) -> anyhow::Result<()> {
-    at.move_to(cluster)?;
-    let live = at.path().join("consensus");
-    if live.exists() {
-        let aside = aside(at.path(), cluster);
-        fs::rename(&live, &aside).with_context(|| format!("put aside {}", aside.display()))?;
-    }
+    let new = at.path().join(NEW);
+    put_aside(at, &new)?;
     // A server with an empty log whose configuration says `bootstrap` would found a cluster.
-    fs::create_dir(&live).with_context(|| format!("make {}", live.display()))?;
-    let mark = live.join(JOINING_MARK);
+    fs::create_dir(&new).with_context(|| format!("make {}", new.display()))?;
+    let mark = new.join(JOINING_MARK);
     File::create(&mark)
         .and_then(|mark| mark.sync_all())
         .with_context(|| format!("make {}", mark.display()))?;
-    sync(&live)?;
+    sync(&new)?;
+    take_place(at, cluster)
+}
+
+/// What a recovery that was stopped half-way left behind may be the log it was about to replace.
+fn put_aside(at: &AtRest, left: &Path) -> anyhow::Result<()> {
+    if left.exists() {
+        let aside = aside(at.path(), at.identity().cluster);
+        fs::rename(left, &aside).with_context(|| format!("put aside {}", aside.display()))?;
+    }
+    Ok(())
+}
+
+/// The directory becomes one of `cluster`, and what was made ready its log.
+fn take_place(at: &mut AtRest, cluster: u64) -> anyhow::Result<()> {
+    let (live, new) = (at.path().join(LIVE), at.path().join(NEW));
+    at.move_to(cluster)?;
+    if live.exists() {
+        rustix::fs::renameat_with(CWD, &live, CWD, &new, RenameFlags::EXCHANGE)
+            .with_context(|| format!("exchange {} and {}", live.display(), new.display()))?;
+        put_aside(at, &new)?;
+    } else {
+        fs::rename(&new, &live).with_context(|| format!("rename {}", new.display()))?;
+    }
     sync(at.path())
 }

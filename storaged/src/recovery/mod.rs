@@ -15,6 +15,7 @@ mod survey;
 mod tests;
 
 use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -180,7 +181,8 @@ fn recover(
         surveys.push(survey.with_context(|| format!("read the survey {}", path.display()))?);
     }
     let leader = surveys[0].server;
-    let before = surveys.iter().map(|s| s.cluster).max().unwrap_or_default();
+    let newest = |cluster: &u64| (lineage::generation(*cluster), *cluster);
+    let before = surveys.iter().map(|s| s.cluster).max_by_key(newest).unwrap_or_default();
     let foreign =
         |s: &&Survey| s.cluster != before && !lineage::is_other_generation(s.cluster, before);
     if let Some(other) = surveys.iter().find(foreign) {
@@ -192,7 +194,7 @@ fn recover(
     if before == 0 {
         bail!(Refused(format!("server {leader} has never been part of a cluster")));
     }
-    let cluster = lineage::next_generation(before);
+    let cluster = lineage::next_generation(before, draw());
     let (remains, term, source) = survey::remains(&surveys, from_headers)?;
     let (map, found) = Map::recovered(remains, unix_ms()).map_err(Refused)?;
     let text = table(&map, &found, &source, (before, cluster, leader));
@@ -240,6 +242,12 @@ fn rejoin(data_dir: &std::path::Path, text: &str) -> Done {
         "server {server} is of cluster {cluster:016x} now: start its daemon, and it is sent the map"
     );
     Ok((json!({ "server": server, "cluster": format!("{cluster:016x}") }), sentence))
+}
+
+/// Two recoveries of one cluster are to be told apart, and nothing more hangs on it.
+fn draw() -> u16 {
+    let bytes = RandomState::new().build_hasher().finish().to_le_bytes();
+    u16::from_le_bytes([bytes[0], bytes[1]])
 }
 
 fn ticket(cluster: u64, incarnation: u64) -> String {

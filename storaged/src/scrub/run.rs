@@ -450,8 +450,8 @@ impl Worker {
                 suspected = Instant::now();
             }
             let Some(still) = self.check(segment, &bad, again, false).await? else {
-                // The replica went, and its blocks with it.
-                pass.counts.blocks_repaired += u64::try_from(bad.len()).unwrap_or(0);
+                // The replica went, given up or moved, and nobody has seen the blocks good again.
+                pass.counts.blocks_unrepaired += u64::try_from(bad.len()).unwrap_or(0);
                 return Ok(());
             };
             let repaired = bad.len() - still.len();
@@ -483,6 +483,7 @@ impl Worker {
         let segment = replica.segment;
         let path = replica_path(&self.config.segments, segment, "table");
         let Ok(file) = reader::open(&path).await else {
+            pass.counts.segments_unread += 1;
             return Ok(());
         };
         let entries = usize::try_from(replica.blocks).expect("a u32 fits a usize here") * 8;
@@ -499,7 +500,8 @@ impl Worker {
                     Err(error) => {
                         // Memory has it all; the next start may not.
                         tracing::error!(path = %path.display(), at, %error, "a table is unreadable");
-                        break;
+                        pass.counts.segments_unread += 1;
+                        return Ok(());
                     }
                 };
                 pass.counts.bytes_read += u64::try_from(len).unwrap_or(0);

@@ -95,7 +95,9 @@ pub async fn own_waits(State(control): State<Control>) -> Json<Waits> {
 pub async fn servers(State(control): State<Control>) -> Json<Value> {
     let (map, lives) = (control.snapshot(), control.inner.scores.lives());
     let waits = control.waits().await.ok();
-    Json(json!({ "servers": server_list(&map, &lives, waits.as_ref()) }))
+    let cluster_id = control.inner.cluster.to_string();
+    let servers = server_list(&map, &lives, waits.as_ref());
+    Json(json!({ "cluster_id": cluster_id, "servers": servers }))
 }
 
 pub async fn volumes(State(control): State<Control>) -> Json<Value> {
