@@ -183,6 +183,8 @@ pub enum Mutant {
     A1NoFence,
     /// A1: a fence is acknowledged by whoever gets it, not by an active primary alone.
     A1FenceAnybody,
+    /// A1: a client opens the volume by a map older than its attachment. (Its hands' rule.)
+    A1OldMap,
     /// A2: a new primary does not know the writer token of its config.
     A2TokenNotInConfig,
     /// A3: a request is taken whatever its writer token.

@@ -3,9 +3,11 @@
 //!
 //! Invariant: the oracle only looks. A run with it and a run without it take the same steps.
 
+pub mod accounts;
 pub mod active;
 pub mod alike;
 pub mod attach;
+pub mod copies;
 pub mod cover;
 pub mod epochs;
 pub mod flush;

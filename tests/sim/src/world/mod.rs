@@ -3,16 +3,20 @@
 //! Invariant: everything that happens is an event of the queue, ordered by time and then by when
 //! it was scheduled; every choice is drawn from the seed's generator. So a seed is a run.
 //!
-//! Split by part: `server` and `client` are the hands of the two brains, `consensus` is the log,
-//! `links` the connections, `nemesis` the faults, and `judge` tells the oracle.
+//! Split by part: `server` and `client` are the hands of the two brains, `attach` how clients come by the volume,
+//! `consensus` is the log,
+//! `links` the connections, `nemesis`, `damage` and `targets` the faults, and `judge` tells the oracle.
 
+mod attach;
 mod client;
 mod consensus;
+mod damage;
 mod judge;
 mod links;
 mod log;
 mod nemesis;
 mod server;
+mod targets;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -21,17 +25,20 @@ use smt::SegmentId;
 use smt::config::MS;
 
 pub use client::Stage;
+pub use consensus::Changed;
 
 use crate::network::{Network, Side};
 use crate::oracle::Violation;
 use crate::oracle::active::Active;
 use crate::oracle::attach::Attachments;
 use crate::oracle::history::History;
-use crate::plan::Plan;
+use crate::plan::{Access, Plan};
 use crate::rng::Rng;
 use crate::trace::Trace;
+use attach::Granted;
 use client::ClientHost;
 use consensus::Consensus;
+use damage::Damages;
 use server::Host;
 
 /// Something scheduled. Servers and clients are meant by their index.
@@ -115,6 +122,12 @@ enum What {
         host: usize,
         life: u64,
     },
+    /// Every machine loses power.
+    Blackout,
+    /// A client that was given the volume opens it.
+    Open {
+        granted: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +165,7 @@ pub struct Counts {
     pub evictions: u64,
     pub aborts: u64,
     pub mismatches: u64,
+    pub damaged: u64,
     pub faulted: u64,
     pub undecided: u64,
 }
@@ -166,7 +180,7 @@ impl Counts {
 
     /// Each count with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 15] {
+    pub fn fields(&self) -> [(&'static str, u64); 16] {
         let Counts {
             steps,
             ops_done,
@@ -181,6 +195,7 @@ impl Counts {
             evictions,
             aborts,
             mismatches,
+            damaged,
             faulted,
             undecided,
         } = *self;
@@ -198,12 +213,13 @@ impl Counts {
             ("evictions", evictions),
             ("aborts", aborts),
             ("mismatches", mismatches),
+            ("damaged blocks", damaged),
             ("faulted replicas", faulted),
             ("undecided blocks", undecided),
         ]
     }
 
-    fn fields_mut(&mut self) -> [&mut u64; 15] {
+    fn fields_mut(&mut self) -> [&mut u64; 16] {
         [
             &mut self.steps,
             &mut self.ops_done,
@@ -218,6 +234,7 @@ impl Counts {
             &mut self.evictions,
             &mut self.aborts,
             &mut self.mismatches,
+            &mut self.damaged,
             &mut self.faulted,
             &mut self.undecided,
         ]
@@ -242,6 +259,10 @@ pub struct World {
     history: History,
     active: Active,
     attachments: Attachments,
+    damages: Damages,
+    granted: Vec<Granted>,
+    /// Attachments made so far, sharers counted once.
+    generation: u64,
     /// The identity the next client process gets.
     next_client: u64,
     pub counts: Counts,
@@ -253,7 +274,7 @@ impl World {
     #[must_use]
     pub fn new(plan: Plan, trace: bool) -> World {
         let mut consensus = Consensus::new(&plan);
-        if plan.exclusive {
+        if plan.access == Access::Exclusive {
             consensus.attach_first();
         }
         let mut rng = Rng::new(plan.seed ^ 0x0123_4567_89ab_cdef);
@@ -282,6 +303,9 @@ impl World {
             history,
             active: Active::default(),
             attachments: Attachments::default(),
+            damages: Damages::default(),
+            granted: Vec::new(),
+            generation: u64::from(plan.access == Access::Exclusive),
             next_client: u64::try_from(plan.clients).expect("a handful") + 1,
             counts: Counts::default(),
             trace: Trace::new(trace),
@@ -350,6 +374,8 @@ impl World {
             What::Think { client } => self.think(client),
             What::Delta { client } => self.deliver_delta(client),
             What::Crash { host, life } => self.crash_now(host, life),
+            What::Blackout => self.blackout(),
+            What::Open { granted } => self.open_volume(granted),
         }
     }
 
@@ -382,7 +408,9 @@ impl World {
             | What::GiveUp { .. }
             | What::Think { .. }
             | What::Delta { .. }
-            | What::Crash { .. } => None,
+            | What::Crash { .. }
+            | What::Blackout
+            | What::Open { .. } => None,
         }
     }
 
@@ -413,15 +441,16 @@ impl World {
             self.heal(fault);
         }
         self.consensus.outage_until = 0;
+        self.mend_damage();
         for host in 0..self.hosts.len() {
             let h = &mut self.hosts[host];
             h.lag_until = 0;
             h.slow_until = 0;
+            h.hung_until = 0;
             h.io_error = false;
+            h.no_space = false;
+            h.no_space_for_writes = false;
             let life = h.life;
-            for file in h.disk.files.values_mut() {
-                file.mend();
-            }
             self.resume(host, life);
             let life = self.hosts[host].life;
             self.restart(host, life);
