@@ -113,6 +113,10 @@ impl<P> Copying<P> {
         self.stage >= Stage::Proposed
     }
 
+    pub fn forward_blocks_open(&self) -> u64 {
+        self.forward_blocks_open
+    }
+
     pub fn is_broken(&self) -> bool {
         self.broken
     }

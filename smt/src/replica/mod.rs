@@ -15,6 +15,7 @@ mod dispatch;
 mod joiner;
 mod lease;
 mod leaving;
+mod load;
 mod primary;
 mod reading;
 
@@ -29,6 +30,7 @@ use crate::server::{Action, FoundReplica, Report};
 use crate::store::{ReplicaMeta, StoreRequest, StoreResult};
 
 use activation::Activation;
+pub use load::Load;
 use backup::Backup;
 use joiner::Joiner;
 use primary::Primary;

@@ -98,6 +98,11 @@ impl<P> Primary<P> {
         }
     }
 
+    /// Records in flight, and requests held back behind them.
+    pub fn requests(&self) -> usize {
+        self.in_flight.len() + self.held.len()
+    }
+
     fn next(&self) -> Seq {
         let len = u64::try_from(self.in_flight.len()).expect("a usize fits a u64");
         Seq(self.first.0.saturating_add(len))
@@ -215,8 +220,7 @@ impl<P: Payload> Replica<P> {
             }
             Phase::Activating(_) => Some(retry),
             Phase::Primary(primary) => (primary.seal.is_some()
-                || primary.in_flight.len() + primary.held.len()
-                    >= cx.settings.inflight_records_max)
+                || primary.requests() + primary.reads.len() >= cx.settings.inflight_records_max)
                 .then_some(retry),
             Phase::Faulted if self.is_lost(cx.me) => Some(ReplyBody::IoError),
             Phase::Idle | Phase::Backup(_) | Phase::Joiner(_) | Phase::Faulted => {

@@ -95,6 +95,8 @@ pub struct File {
     unreadable: BTreeSet<u32>,
     /// Blocks whose table entry was damaged, and what it had been.
     bad_entries: BTreeMap<u32, u64>,
+    /// The last damage of a block's entry: its disk may show that until the next is durable.
+    flipped: BTreeMap<u32, u64>,
     /// Damaged blocks that were read since.
     seen: BTreeSet<u32>,
 }
@@ -113,6 +115,7 @@ impl File {
             rot: BTreeMap::new(),
             unreadable: BTreeSet::new(),
             bad_entries: BTreeMap::new(),
+            flipped: BTreeMap::new(),
             seen: BTreeSet::new(),
             meta,
         }
@@ -138,6 +141,10 @@ impl File {
         let change = self.change();
         // The damage is on the disk: a power cut may still bring it back, as a mismatch.
         self.bad_entries.remove(&block);
+        if sum == 0 {
+            // What is under a zero entry is nobody's data.
+            self.mend_block(block);
+        }
         self.table[at(block)].set(sum, change);
     }
 
@@ -189,6 +196,9 @@ impl File {
         let bad_entry = self.bad_entries.get(&block).copied();
         self.table[at(block)].outcomes().any(|entry| {
             let entry = bad_entry.unwrap_or(entry);
+            if self.flipped.get(&block) == Some(&entry) {
+                return false;
+            }
             let differs = |d: u64| entry != sum_of(rotten.unwrap_or(d), self.segment, block);
             entry != 0 && self.data[at(block)].outcomes().any(differs)
         })

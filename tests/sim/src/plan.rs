@@ -155,7 +155,7 @@ impl Plan {
             retry_after_ns: MS,
             copy_window: r.range_u32(1, 4),
             forward_backlog_blocks_max: Rng::new(seed ^ 0x00ba_c106).range(1, 24),
-            inflight_records_max: 64,
+            inflight_records_max: [4, 8, 64][Rng::new(seed ^ 0x0010_ad).index(3)],
             chunk_attempts_max: 3,
             forget_grace_ns: r.range(50, 300) * MS,
             mutant,

@@ -63,6 +63,7 @@ impl File {
             return false;
         }
         self.bad_entries.insert(block, entry.visible);
+        self.flipped.insert(block, flipped);
         self.table[at(block)] = Cell::of(flipped);
         true
     }

@@ -13,7 +13,9 @@ pub mod epochs;
 pub mod flush;
 pub mod gone;
 pub mod history;
+pub mod limits;
 pub mod linear;
+pub mod served;
 
 use std::fmt;
 

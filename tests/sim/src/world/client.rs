@@ -283,6 +283,7 @@ impl World {
         let mut writes = Vec::with_capacity(contents.len());
         for (block, &content) in (first..).zip(contents) {
             let place = self.place(client, block);
+            self.served.written(place.0, place.1, content);
             writes.push(self.history.submit_write(id, place, content));
         }
         writes

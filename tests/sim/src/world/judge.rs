@@ -2,19 +2,19 @@
 
 use smt::message::{ClientReply, ReplyBody, ServerMessage};
 use smt::server::Report;
-use smt::{ClientId, LinkId, SegmentId, ServerId};
+use smt::{ClientId, LinkId, SegmentId, ServerId, Tick};
 
 use super::World;
 use super::links::host_of;
 use super::log::short;
 use crate::oracle::active::Active;
-use crate::oracle::{Violation, accounts, alike, cover, flush};
+use crate::oracle::{Violation, accounts, alike, cover, flush, limits};
 use crate::payload::Blocks;
 use smt::config::MS;
 
 impl World {
     /// Looks whom a server thinks it is, after it handled an event (I2).
-    pub(super) fn watch(&mut self, host: usize, about: Option<SegmentId>) {
+    pub(super) fn watch(&mut self, host: usize, about: Option<SegmentId>, now: Tick) {
         let Some(brain) = &self.hosts[host].brain else {
             return;
         };
@@ -27,6 +27,14 @@ impl World {
             let Some(view) = h.brain.as_ref().and_then(|b| b.replica(segment)) else {
                 continue;
             };
+            if let Some(load) = h.brain.as_ref().and_then(|b| b.load(segment)) {
+                // A server that was stopped, or whose tick is due, looks at the clock late.
+                let slack_ns = self.plan.tick_ns * 2 + h.late_ns;
+                let (id, settings) = (h.id, &self.plan.settings);
+                let verdict = limits::check(id, segment, &load, settings, now, slack_ns);
+                self.judge(verdict);
+            }
+            let h = &mut self.hosts[host];
             if !view.active {
                 h.active.remove(&segment);
                 continue;

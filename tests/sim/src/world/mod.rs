@@ -32,6 +32,7 @@ use crate::oracle::Violation;
 use crate::oracle::active::Active;
 use crate::oracle::attach::Attachments;
 use crate::oracle::history::History;
+use crate::oracle::served::Served;
 use crate::plan::{Access, Plan};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -259,6 +260,7 @@ pub struct World {
     history: History,
     active: Active,
     attachments: Attachments,
+    served: Served,
     damages: Damages,
     granted: Vec<Granted>,
     /// Attachments made so far, sharers counted once.
@@ -304,6 +306,7 @@ impl World {
             active: Active::default(),
             attachments: Attachments::default(),
             damages: Damages::default(),
+            served: Served::default(),
             granted: Vec::new(),
             generation: u64::from(plan.access == Access::Exclusive),
             next_client: u64::try_from(plan.clients).expect("a handful") + 1,

@@ -66,6 +66,8 @@ pub(super) struct Host {
     pub no_space: bool,
     /// The next write finds the file system full.
     pub no_space_for_writes: bool,
+    /// How long its process was stopped, all in all: what it looks at the clock late.
+    pub late_ns: u64,
     /// Nothing the disk was asked for ends before this.
     pub hung_until: u64,
     /// The last headers written, so that two of one file do not change places.
@@ -107,6 +109,7 @@ impl Host {
             no_space: false,
             no_space_for_writes: false,
             hung_until: 0,
+            late_ns: 0,
             meta_ends: BTreeMap::new(),
             active: BTreeMap::new(),
         }
@@ -227,7 +230,7 @@ impl World {
             let Some(brain) = &mut h.brain else { return };
             let about = about(&event);
             brain.handle(tick, event, &mut actions);
-            self.watch(host, about);
+            self.watch(host, about, tick);
             self.trace.fold(u64::try_from(actions.len()).expect("few actions"));
             for action in actions.drain(..) {
                 self.act(host, action, &mut events);
@@ -240,6 +243,9 @@ impl World {
             Action::Send { peer, link, message } => {
                 if let ServerMessage::Segment(m) = &message {
                     self.target_message(host, host_of(peer), &m.body);
+                    let id = self.hosts[host].id;
+                    let verdict = self.served.check_message(id, m.segment, &m.body);
+                    self.judge(verdict);
                 }
                 if let Some(&connection) = self.hosts[host].out.get(&peer)
                     && self.is_link(connection, link)
@@ -443,6 +449,7 @@ impl World {
             return;
         }
         h.paused = Some(Vec::new());
+        h.late_ns += for_ns * 2;
         let life = h.life;
         self.say(None, || format!("s{} is stopped for {} ms", host + 1, for_ns / MS));
         self.after(for_ns, What::Resume { host, life });
