@@ -214,12 +214,13 @@ impl<P: Payload> Replica<P> {
         }
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
+            Phase::Primary(_) if epoch != self.epoch() && !cx.holds(Mutant::C1NoEpochCheck) => None,
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
             Phase::Primary(_) | Phase::Activating(_) if epoch < self.epoch() => {
                 Some(ReplyBody::Stale { config: self.config.clone() })
             }
             Phase::Activating(_) => Some(retry),
-            Phase::Primary(primary) => (primary.seal.is_some()
+            Phase::Primary(primary) => (primary.seal.is_some() && cx.holds(Mutant::L5ServesOn)
                 || primary.requests() + primary.reads.len() >= cx.settings.inflight_records_max)
                 .then_some(retry),
             Phase::Faulted if self.is_lost(cx.me) => Some(ReplyBody::IoError),
@@ -298,7 +299,9 @@ impl<P: Payload> Replica<P> {
             RequestBody::Write { range, .. } | RequestBody::Zero { range } => (*range, true),
             RequestBody::Flush | RequestBody::Fence => (BlockRange::default(), true),
         };
-        let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
+        let wait = if is_write && !cx.settings.holds(Mutant::W6Unordered) {
+            primary.repairs.values().any(|r| r.range.overlaps(range))
+        } else if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
             primary.is_busy(range) || primary.overlaps_held(range, is_write)
         } else {
             false
@@ -633,8 +636,10 @@ impl<P: Payload> Replica<P> {
             return false;
         }
         primary.seal = Some(Seal { at, released: true });
-        primary.leases.clear();
-        primary.leases_since = cx.now.after(1);
+        if cx.settings.holds(Mutant::L5ServesOn) {
+            primary.leases.clear();
+            primary.leases_since = cx.now.after(1);
+        }
         let commit = primary.commit();
         let joiner = primary.copy.as_ref().map(|c| c.target);
         let sealed_ns = cx.now.since(at);

@@ -18,6 +18,10 @@ const ALL_RULES: Rules = Rules {
     intent_first: true,
     ack_durable: true,
     zero_entry_synced: true,
+    in_order: true,
+    table_before_clear: true,
+    keeps_unsettled: true,
+    flush_table: true,
     entry_after_data: true,
     settle_at_open: true,
 };

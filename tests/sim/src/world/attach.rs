@@ -45,6 +45,7 @@ pub(super) fn open(
     };
     let settings = ClientSettings {
         overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock),
+        never_gives_up: plan.settings.holds(Mutant::C5GivesUp),
         ..plan.client.clone()
     };
     Client::new(config, settings).expect("the volume has blocks")

@@ -414,9 +414,10 @@ impl World {
                     self.history.responded(write);
                 }
             }
-            (Op::Change { writes }, OpResult::Failed(_)) => {
+            (Op::Change { writes }, OpResult::Failed(error)) => {
+                let over = !matches!(error, ClientError::Fenced | ClientError::Gone);
                 for write in writes {
-                    self.history.failed(write);
+                    self.history.failed(write, over);
                 }
             }
             (Op::Fence { generation }, OpResult::Done) => self.fenced(client, generation),
