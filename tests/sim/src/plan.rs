@@ -135,6 +135,29 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A world of the seed's pace in which nothing goes wrong: four servers, three replicas.
+    #[must_use]
+    pub fn quiet(seed: u64) -> Plan {
+        Plan {
+            servers: 4,
+            replicas: 3,
+            segments: 2,
+            access: Access::Open,
+            faults: Faults::default(),
+            drift_ppm: 0,
+            residue_ns: 0,
+            lost_proposal_ppm: 0,
+            cut_at_promote_ppm: 0,
+            crash_after_promote_ppm: 0,
+            torn_ppm: 0,
+            crash_before_active_ppm: 0,
+            kill_joiner_ppm: 0,
+            blackout_ppm: 0,
+            stale_map_ppm: 0,
+            ..Plan::of_seed(seed, None)
+        }
+    }
+
     #[must_use]
     pub fn of_seed(seed: u64, mutant: Option<Mutant>) -> Plan {
         let mut rng = Rng::new(seed);

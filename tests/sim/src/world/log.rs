@@ -31,6 +31,7 @@ impl World {
         if let Command::Promote { segment, .. } = command {
             self.target_promote(segment);
         }
+        self.watch_command(&command, false);
         let ticket = self.consensus.propose(command);
         let mut delay = self.rng.around(self.plan.commit_ns);
         if lagging {
@@ -64,6 +65,7 @@ impl World {
             self.say(segment_of(&command), || format!("log {version}: {command:?}: {said}"));
         }
         if outcome.is_ok() {
+            self.watch_command(&command, true);
             self.count(&command, &changed);
         }
         for change in &changed {

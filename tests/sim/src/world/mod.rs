@@ -15,6 +15,7 @@ mod judge;
 mod links;
 mod log;
 mod nemesis;
+mod scene;
 mod server;
 mod targets;
 
@@ -26,6 +27,7 @@ use smt::config::MS;
 
 pub use client::Stage;
 pub use consensus::Changed;
+pub use scene::{Moment, Scene};
 
 use crate::network::{Network, Side};
 use crate::oracle::Violation;
@@ -40,6 +42,7 @@ use attach::Granted;
 use client::ClientHost;
 use consensus::Consensus;
 use damage::Damages;
+use scene::Watch;
 use server::Host;
 
 /// Something scheduled. Servers and clients are meant by their index.
@@ -262,6 +265,7 @@ pub struct World {
     attachments: Attachments,
     served: Served,
     damages: Damages,
+    watch: Watch,
     granted: Vec<Granted>,
     /// Attachments made so far, sharers counted once.
     generation: u64,
@@ -306,6 +310,7 @@ impl World {
             active: Active::default(),
             attachments: Attachments::default(),
             damages: Damages::default(),
+            watch: Watch::default(),
             served: Served::default(),
             granted: Vec::new(),
             generation: u64::from(plan.access == Access::Exclusive),
@@ -433,6 +438,11 @@ impl World {
         if let Err(violation) = verdict {
             self.broken(violation);
         }
+    }
+
+    /// Whether every segment has a primary that the map knows to serve.
+    fn is_served(&self) -> bool {
+        self.consensus.configs().all(|c| c.active == c.epoch)
     }
 
     /// Faults stop, and everything that was broken on purpose is whole again.

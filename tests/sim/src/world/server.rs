@@ -243,6 +243,7 @@ impl World {
             Action::Send { peer, link, message } => {
                 if let ServerMessage::Segment(m) = &message {
                     self.target_message(host, host_of(peer), &m.body);
+                    self.watch_message(m.segment, &m.body);
                     let id = self.hosts[host].id;
                     let verdict = self.served.check_message(id, m.segment, &m.body);
                     self.judge(verdict);

@@ -29,6 +29,15 @@ impl World {
         let primary = host_of(config.primary);
         let chosen = host_of(chosen);
         let for_ns = self.rng.range(10, 150) * MS;
+        let leaves = config.joining.is_some_and(|j| j.replaces == Some(config.primary));
+        if leaves && self.rng.coin() {
+            // It has given its promises back, and does not hear that it was replaced, while
+            // somebody goes on asking it (L5).
+            let client = self.rng.index(self.clients.len());
+            self.clients[client].lag_until = self.now + for_ns;
+            self.lag(primary, for_ns);
+            return;
+        }
         if chosen == primary {
             let paths = (0..self.hosts.len())
                 .filter(|&o| o != primary)
