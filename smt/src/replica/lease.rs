@@ -33,6 +33,15 @@ impl<P: Payload> Replica<P> {
         true
     }
 
+    /// E2: who asks at an older epoch is told the newer one. A primary that the map does not reach
+    /// may have nothing else to hear it by, while clients that know better ask it in vain.
+    pub fn correct(&self, cx: &mut Context<P>, to: Caller, epoch: Epoch) {
+        if epoch < self.epoch() && !matches!(self.phase, Phase::Faulted) {
+            let config = self.config.clone();
+            self.respond(cx, to, PeerBody::Stale { config });
+        }
+    }
+
     /// L1: whether every required granter's promise still holds.
     pub(super) fn has_lease(&self, cx: &Context<P>) -> bool {
         let Phase::Primary(primary) = &self.phase else {

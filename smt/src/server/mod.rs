@@ -277,6 +277,8 @@ impl<P: Payload> Server<P> {
                     self.one(now, segment, actions, |r, cx| {
                         if r.grant(cx, caller, epoch) {
                             granted.push((segment, epoch));
+                        } else {
+                            r.correct(cx, caller, epoch);
                         }
                     });
                 }

@@ -6,4 +6,5 @@
 mod fence;
 mod hands;
 mod joiner;
+mod lease;
 mod migration;

@@ -176,6 +176,9 @@ impl File {
         let mut found = SmallVec::new();
         for entry in self.table[at(block)].outcomes() {
             let entry = bad_entry.unwrap_or(entry);
+            if self.flipped.get(&block) == Some(&entry) {
+                continue;
+            }
             for content in self.data[at(block)].outcomes() {
                 let content = rotten.unwrap_or(content);
                 found.push(if entry == 0 {

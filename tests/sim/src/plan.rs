@@ -123,6 +123,8 @@ pub struct Plan {
     pub blackout_ppm: u32,
     /// Probability that a client that attaches reads the map from a server that is behind.
     pub stale_map_ppm: u32,
+    /// Probability that the connection is reset on which an activation mends a member.
+    pub reset_at_fix_ppm: u32,
     /// Operations of one client at once.
     pub inflight_max: usize,
     pub think_ns: u64,
@@ -154,6 +156,7 @@ impl Plan {
             kill_joiner_ppm: 0,
             blackout_ppm: 0,
             stale_map_ppm: 0,
+            reset_at_fix_ppm: 0,
             ..Plan::of_seed(seed, None)
         }
     }
@@ -281,6 +284,7 @@ impl Plan {
         let kill_joiner_ppm = rarely();
         let blackout_ppm = rarely() / 8;
         let stale_map_ppm = rarely() * 2;
+        let reset_at_fix_ppm = rarely() * 2;
         let targeted = |r: &mut Rng| {
             if r.coin() { r.range_u32(100_000, 700_000) } else { 0 }
         };
@@ -310,6 +314,7 @@ impl Plan {
             kill_joiner_ppm,
             blackout_ppm,
             stale_map_ppm,
+            reset_at_fix_ppm,
             inflight_max: usize::try_from(r.range(1, 6)).expect("a handful"),
             think_ns: r.range(300, 6_000) * US,
             run_blocks: r.range(3, 6),

@@ -290,9 +290,10 @@ fn consensus_leader_crash_after_promote() {
 
 fn no_majority(moment: Moment) {
     each(false, moment, |scene| {
-        scene.outage(400);
-        scene.run_ms(300);
-        gets_on(scene, 90);
+        // Less than a migration may stand still before it is given up.
+        scene.outage(180);
+        scene.run_ms(90);
+        gets_on(scene, 80);
         assert!(!scene.has_come_to(Moment::Promoted));
         assert!(scene.has_come_to(Moment::Sync), "it goes on to Sync: {}", scene.story());
         ends(scene, MigrationState::Done);

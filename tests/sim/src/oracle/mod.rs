@@ -15,6 +15,7 @@ pub mod gone;
 pub mod history;
 pub mod limits;
 pub mod linear;
+pub mod refused;
 pub mod served;
 
 use std::fmt;

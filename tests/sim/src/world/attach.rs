@@ -190,8 +190,12 @@ impl World {
         if !self.at_war || !self.rng.chance(self.plan.stale_map_ppm) {
             return current;
         }
-        let host = self.rng.index(self.hosts.len());
-        let version = self.hosts[host].known();
-        if version < self.consensus.first_version() { current } else { version }
+        // Mostly the one that is furthest behind.
+        let first = self.consensus.first_version();
+        let known = |h: &super::server::Host| Some(h.known()).filter(|v| *v >= first);
+        let some = self.rng.index(self.hosts.len());
+        let behind = self.hosts.iter().filter_map(known).min();
+        let version = if self.rng.below(3) == 0 { known(&self.hosts[some]) } else { behind };
+        version.unwrap_or(current)
     }
 }

@@ -12,15 +12,15 @@ use std::collections::{BTreeMap, VecDeque};
 use smt::client::{Client, ClientAction, ClientError, ClientEvent, OpResult, VolumeRequest};
 use smt::config::MS;
 use smt::map::SegmentConfig;
-use smt::message::{ClientReply, ClientRequest, RequestBody};
+use smt::message::{ClientReply, ClientRequest, ReplyBody, RequestBody};
 use smt::{ClientId, MapVersion, OpId, SegmentId, ServerId, Session, Tick};
 
 use super::attach::open;
 use super::consensus::Consensus;
 use super::{What, World};
 use crate::network::{Packet, Side};
-use crate::oracle::Violation;
 use crate::oracle::history::WriteId;
+use crate::oracle::{Violation, refused};
 use crate::payload::Blocks;
 use crate::plan::{Access, Plan};
 
@@ -74,6 +74,8 @@ pub(super) struct ClientHost {
     pub generation: u64,
     /// It attached, and is not through with its fence.
     pub fencing: bool,
+    /// Requests its servers refused for good, and blocks they sent that were wrong.
+    refusals: u64,
     /// The newest map it has known.
     version: MapVersion,
     pub connections: BTreeMap<ServerId, usize>,
@@ -105,6 +107,7 @@ impl ClientHost {
             writer,
             generation: writer,
             fencing: writer > 0,
+            refusals: 0,
             version,
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -389,10 +392,15 @@ impl World {
         let c = &mut self.clients[client];
         let invoked_at = c.invoked.remove(&op).unwrap_or(0);
         let generation = c.generation;
+        let refusals = c.refusals + c.brain.mismatches();
         let is_failed = matches!(result, OpResult::Failed(_));
         // A flush with nothing to flush asks nobody, and promises nothing new.
         if !is_failed && !matches!(was, Op::Flush) {
             let verdict = self.attachments.succeeded(generation, invoked_at);
+            self.judge(verdict);
+        }
+        if let OpResult::Failed(error) = &result {
+            let verdict = refused::check(*error, refusals);
             self.judge(verdict);
         }
         let counts = &mut self.counts;
@@ -457,6 +465,8 @@ impl World {
         session: Session,
         reply: ClientReply<Blocks>,
     ) {
+        let is_refusal = matches!(reply.body, ReplyBody::IoError | ReplyBody::Invalid);
+        self.clients[client].refusals += u64::from(is_refusal);
         self.tell(client, ClientEvent::Reply { server, session, reply });
     }
 
@@ -522,6 +532,7 @@ impl World {
         c.generation = generation;
         c.fencing = writer > 0;
         c.version = version;
+        c.refusals = 0;
         c.ops.clear();
         c.invoked.clear();
         c.connections.clear();

@@ -11,6 +11,7 @@ use smt::{SegmentId, ServerId};
 
 use super::links::{host_of, server_id};
 use super::{What, World};
+use crate::network::Side;
 use crate::payload::Blocks;
 use crate::plan::US;
 
@@ -94,6 +95,13 @@ impl World {
                 let delay = self.rng.below(4 * self.plan.latency_ns + self.plan.commit_ns);
                 self.say(None, || format!("joiner s{} is to die in Sync", peer + 1));
                 self.after(delay, What::Crash { host: peer, life });
+            }
+            // Its bytes may come behind those of the next connection, and of the next round (E3).
+            PeerBody::Fix { .. } if self.rng.chance(self.plan.reset_at_fix_ppm) => {
+                if let Some(&connection) = self.hosts[host].out.get(&server_id(peer)) {
+                    let delay = self.rng.below(self.plan.latency_ns);
+                    self.after(delay, What::GiveUp { connection, side: Side::Dialer });
+                }
             }
             PeerBody::Collect { .. } | PeerBody::Fix { .. }
                 if self.rng.chance(self.plan.blackout_ppm) =>
