@@ -104,9 +104,7 @@ fn judge(me: ServerId, checks: &[(ServerId, BlockCheck)]) -> Option<Verdict> {
 impl<P: Payload> Replica<P> {
     /// The other members: all of them, whether they can be heard or not.
     fn others(&self, cx: &Context<P>) -> Vec<ServerId> {
-        let asked = |s: &ServerId| {
-            cx.holds(Mutant::F1SilentLeftOut) || cx.links.up.contains_key(s)
-        };
+        let asked = |s: &ServerId| cx.holds(Mutant::F1SilentLeftOut) || cx.links.up.contains_key(s);
         self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).filter(asked).collect()
     }
 

@@ -30,9 +30,9 @@ use crate::server::{Action, FoundReplica, Report};
 use crate::store::{ReplicaMeta, StoreRequest, StoreResult};
 
 use activation::Activation;
-pub use load::Load;
 use backup::Backup;
 use joiner::Joiner;
+pub use load::Load;
 use primary::Primary;
 
 /// What a server's links look like to its replicas.

@@ -55,6 +55,9 @@ struct Args {
     /// ten times as many.
     #[arg(long)]
     table: bool,
+    /// With --table: over how many times as many seeds a rare mutant runs, at most.
+    #[arg(long, default_value_t = 10)]
+    rare: u64,
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
@@ -78,15 +81,16 @@ fn mutant(name: &str) -> Result<Mutant, String> {
 }
 
 fn main() -> ExitCode {
-    let Args { seed, seeds, steps, mutant, trace, lines, jobs, hunt, mutants, table, json, pin } =
-        Args::parse();
+    let args = Args::parse();
+    let Args { seed, seeds, steps, mutant, trace, lines, jobs, .. } = args;
+    let Args { hunt, mutants, table, rare, json, pin, .. } = args;
     let mut out = io::stdout().lock();
     if pin {
         let pinned = print_pinned(&mut out, seeds.unwrap_or(1..10_001), steps, jobs);
         return if pinned.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     }
     if table {
-        let all = print_table(&mut out, seeds.unwrap_or(1..401), steps, mutant, jobs, json);
+        let all = print_table(&mut out, seeds.unwrap_or(1..401), rare, steps, mutant, jobs, json);
         return if all.unwrap_or(false) { ExitCode::SUCCESS } else { ExitCode::from(1) };
     }
     let done = match (seed, seeds, hunt, mutants) {
@@ -206,12 +210,13 @@ fn hunts(
 fn print_table(
     out: &mut impl Write,
     seeds: Range<u64>,
+    rare: u64,
     steps: u64,
     only: Option<Mutant>,
     jobs: usize,
     json: bool,
 ) -> io::Result<bool> {
-    let most = (seeds.end - seeds.start) * 10;
+    let most = (seeds.end - seeds.start) * rare.max(1);
     let without = table::broken_without(seeds.clone(), steps, jobs);
     let mut rows = Vec::new();
     let mut all_caught = without.is_empty();
@@ -222,6 +227,7 @@ fn print_table(
         let row = table::row(mutant, seeds.clone(), most, steps, jobs, &without);
         all_caught &= row.caught > 0 || NOT_CAUGHT.iter().any(|(excused, _)| *excused == name);
         if json {
+            eprintln!("{}", row.markdown());
             rows.push(row.json());
         } else {
             writeln!(out, "{}", row.markdown())?;

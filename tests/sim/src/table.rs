@@ -17,6 +17,9 @@ use crate::run::Outcome;
 /// A mutant that fewer of the seeds catch is rare.
 const RARE_PER_CENT: u64 = 1;
 
+/// Seeds named of each mutant.
+const FIRST: usize = 3;
+
 /// One mutant's row.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -25,6 +28,8 @@ pub struct Row {
     pub caught: u64,
     /// Seeds in which it was seen by nothing but that something waited for ever.
     pub stuck: u64,
+    /// The first seeds that caught it.
+    pub first: Vec<u64>,
     /// Half of those that caught it had by then.
     pub median_step: u64,
     /// Which promises it broke, the most frequent first.
@@ -47,12 +52,21 @@ pub fn row(
     jobs: usize,
     without: &BTreeSet<u64>,
 ) -> Row {
-    let mut row = Row { mutant, seeds: 0, caught: 0, stuck: 0, median_step: 0, by: Vec::new() };
+    let mut row = Row {
+        mutant,
+        seeds: 0,
+        caught: 0,
+        stuck: 0,
+        first: Vec::new(),
+        median_step: 0,
+        by: Vec::new(),
+    };
     let mut taken: Vec<u64> = Vec::new();
     let size = (seeds.end - seeds.start).max(1);
     let mut from = seeds.start;
     loop {
-        let Summary { seeds: ran, broken, .. } = run_range(from..from + size, steps, Some(mutant), jobs);
+        let Summary { seeds: ran, broken, .. } =
+            run_range(from..from + size, steps, Some(mutant), jobs);
         row.seeds += ran;
         for Outcome { seed, violation, counts, .. } in &broken {
             let Some(violation) = violation.as_ref().filter(|_| !without.contains(seed)) else {
@@ -63,6 +77,9 @@ pub fn row(
                 continue;
             }
             row.caught += 1;
+            if row.first.len() < FIRST {
+                row.first.push(*seed);
+            }
             taken.push(counts.steps);
             match row.by.iter_mut().find(|(kind, _)| *kind == violation.invariant) {
                 Some((_, n)) => *n += 1,
@@ -85,7 +102,7 @@ impl Row {
     /// As a row of a Markdown table.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let Row { mutant, seeds, caught, stuck: _, median_step, by } = self;
+        let Row { mutant, seeds, caught, stuck: _, first: _, median_step, by } = self;
         let by: Vec<String> = by.iter().take(3).map(|(kind, n)| format!("{kind} {n}")).collect();
         let median = if *caught > 0 { median_step.to_string() } else { String::new() };
         format!("| `{}` | {caught} of {seeds} | {median} | {} |", name_of(*mutant), by.join(", "))
@@ -93,7 +110,7 @@ impl Row {
 
     #[must_use]
     pub fn json(&self) -> Value {
-        let Row { mutant, seeds, caught, stuck, median_step, by } = self;
+        let Row { mutant, seeds, caught, stuck, first, median_step, by } = self;
         let by: serde_json::Map<String, Value> =
             by.iter().map(|(kind, n)| ((*kind).to_owned(), json!(n))).collect();
         json!({
@@ -101,6 +118,7 @@ impl Row {
             "seeds": seeds,
             "caught": caught,
             "stuck": stuck,
+            "first": first,
             "median_step": (*caught > 0).then_some(median_step),
             "by": by,
         })

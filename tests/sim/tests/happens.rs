@@ -519,7 +519,12 @@ fn without_consensus_the_cluster_reads_and_writes_until_a_member_fails() {
     scene.run_ms(1_000);
     let stuck = scene.counts().ops_done;
     scene.run_ms(1_000);
-    assert_eq!(scene.counts().ops_done, stuck, "somebody did without the member: {}", scene.story());
+    assert_eq!(
+        scene.counts().ops_done,
+        stuck,
+        "somebody did without the member: {}",
+        scene.story()
+    );
     // Consensus is back.
     scene.outage(0);
     gets_on(&mut scene, 2_000);
@@ -534,7 +539,8 @@ fn the_table_of_the_page_about_testing_names_every_test_here() {
     let source = include_str!("happens.rs");
     let (_, section) = page.split_once("## What happens on").expect("the page has the section");
     let section = section.split("\n## ").next().unwrap_or_default();
-    let named: Vec<&str> = section.split('`').skip(1).step_by(2).filter(|w| w.contains('_')).collect();
+    let named: Vec<&str> =
+        section.split('`').skip(1).step_by(2).filter(|w| w.contains('_')).collect();
     let tests: Vec<&str> = source
         .split("#[test]\nfn ")
         .skip(1)

@@ -49,9 +49,8 @@ mod tests {
     #[test]
     fn each_limit_has_its_own_complaint() {
         let settings = Settings { inflight_records_max: 4, ..Settings::default() };
-        let judge = |load: Load| {
-            check(ServerId(1), SegmentId(1), &load, &settings, Tick(2_000_000_000), 0)
-        };
+        let judge =
+            |load: Load| check(ServerId(1), SegmentId(1), &load, &settings, Tick(2_000_000_000), 0);
         let fine = Load { tail: 4, requests: 3, reads: 1, ..Load::default() };
         assert!(judge(fine).is_ok());
         assert!(judge(Load { tail: 5, ..fine }).is_err());

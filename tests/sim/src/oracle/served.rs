@@ -40,8 +40,9 @@ impl Served {
         match pairs().find(|pair| !is_known(*pair)) {
             None => Ok(()),
             Some((block, content)) => {
-                let what =
-                    format!("server {server} gives {content:#x} for block {block}: nobody wrote it");
+                let what = format!(
+                    "server {server} gives {content:#x} for block {block}: nobody wrote it"
+                );
                 Err(Violation::of("I8 checked sources", segment, what))
             }
         }

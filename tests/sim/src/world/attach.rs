@@ -145,12 +145,7 @@ impl World {
 
     /// The map gave a client the volume, which was held as `before` says. Its client opens the
     /// volume when it hears of that.
-    pub(super) fn attached(
-        &mut self,
-        command: &Command,
-        writer: u64,
-        before: Option<&Attachment>,
-    ) {
+    pub(super) fn attached(&mut self, command: &Command, writer: u64, before: Option<&Attachment>) {
         let Command::Attach { client, mode, force, .. } = command else { return };
         let again = |held: &Attachment| {
             held.mode == *mode

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use smt::map::{
-    AttachMode, Attachment, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig, Server,
-    ServerState,
+    AttachMode, Attachment, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig,
+    Server, ServerState,
 };
 use smt::message::VolumeDelta;
 use smt::{

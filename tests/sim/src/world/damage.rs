@@ -56,9 +56,8 @@ impl World {
         let since = self.now.saturating_sub(ALONE_NS);
         self.damages.recent.retain(|(.., at)| *at > since);
         let other_reads = self.damages.reads.is_some_and(|(h, at)| h != host && at > since);
-        let other = |&(s, b, h, _): &(SegmentId, u32, usize, u64)| {
-            (s, b) == (segment, block) && h != host
-        };
+        let other =
+            |&(s, b, h, _): &(SegmentId, u32, usize, u64)| (s, b) == (segment, block) && h != host;
         !other_reads && !self.damages.recent.iter().any(other)
     }
 

@@ -187,7 +187,11 @@ impl World {
             Fault::NoSpace => {
                 // Mostly for a new file: a write that finds none takes its replica with it.
                 let h = &mut self.hosts[host];
-                if self.rng.below(6) == 0 { h.no_space_for_writes = true } else { h.no_space = true }
+                if self.rng.below(6) == 0 {
+                    h.no_space_for_writes = true
+                } else {
+                    h.no_space = true
+                }
             }
             Fault::HungDisk => {
                 let for_ns = self.rng.range(20, 300) * MS;

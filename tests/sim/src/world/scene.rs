@@ -81,13 +81,7 @@ impl Scene {
     pub fn new(seed: u64, leads: bool) -> Scene {
         let mut world = World::new(Plan::quiet(seed), true);
         let segment = world.consensus.configs().next().expect("there are segments").segment;
-        let mut scene = Scene {
-            world,
-            segment,
-            target: 0,
-            source: 0,
-            migration: MigrationId(0),
-        };
+        let mut scene = Scene { world, segment, target: 0, source: 0, migration: MigrationId(0) };
         assert!(scene.run_until(3_000, |s| s.world.is_served()), "{}", scene.story());
         scene.run_ms(100);
         let config = scene.config();
