@@ -116,6 +116,11 @@ impl<P> Primary<P> {
         }
     }
 
+    /// Records in flight, and requests held back behind them.
+    pub fn requests(&self) -> usize {
+        self.in_flight.len() + self.held.len()
+    }
+
     fn next(&self) -> Seq {
         let len = u64::try_from(self.in_flight.len()).expect("a usize fits a u64");
         Seq(self.first.0.saturating_add(len))
@@ -240,14 +245,14 @@ impl<P: Payload> Replica<P> {
         }
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
+            Phase::Primary(_) if epoch != self.epoch() && !cx.holds(Mutant::C1NoEpochCheck) => None,
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
             Phase::Primary(_) | Phase::Activating(_) if epoch < self.epoch() => {
                 Some(ReplyBody::Stale { config: self.config.clone() })
             }
             Phase::Activating(_) => Some(retry),
-            Phase::Primary(primary) => (primary.seal.is_some()
-                || primary.in_flight.len() + primary.held.len()
-                    >= cx.settings.inflight_records_max)
+            Phase::Primary(primary) => (primary.seal.is_some() && cx.holds(Mutant::L5ServesOn)
+                || primary.requests() + primary.reads.len() >= cx.settings.inflight_records_max)
                 .then_some(retry),
             Phase::Faulted if self.is_lost(cx.me) => Some(ReplyBody::IoError),
             Phase::Idle | Phase::Backup(_) | Phase::Joiner(_) | Phase::Faulted => {
@@ -327,7 +332,9 @@ impl<P: Payload> Replica<P> {
         };
         let mending =
             is_write && primary.is_mending(range) && cx.settings.holds(Mutant::R3CompareInFlight);
-        let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
+        let wait = if is_write && !cx.settings.holds(Mutant::W6Unordered) {
+            mending || primary.repairs.values().any(|r| r.range.overlaps(range))
+        } else if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
             mending || primary.is_busy(range) || primary.overlaps_held(range, is_write)
         } else {
             false
@@ -680,8 +687,10 @@ impl<P: Payload> Replica<P> {
             return false;
         }
         primary.seal = Some(Seal { at, released: true });
-        primary.leases.clear();
-        primary.leases_since = cx.now.after(1);
+        if cx.settings.holds(Mutant::L5ServesOn) {
+            primary.leases.clear();
+            primary.leases_since = cx.now.after(1);
+        }
         let commit = primary.commit();
         let joiner = primary.copy.as_ref().map(|c| c.target);
         let sealed_ns = cx.now.since(at);

@@ -16,7 +16,7 @@ use crate::ids::*;
 use crate::map::SegmentConfig;
 use crate::message::*;
 use crate::payload::Payload;
-use crate::replica::{Caller, Context, Links, Replica, ReplicaView};
+use crate::replica::{Caller, Context, Links, Load, Replica, ReplicaView};
 
 /// Whether a config from a peer can be worked with at all.
 fn is_sound(config: &SegmentConfig, segment: SegmentId) -> bool {
@@ -86,6 +86,12 @@ impl<P: Payload> Server<P> {
     #[must_use]
     pub fn replica(&self, segment: SegmentId) -> Option<ReplicaView> {
         self.replicas.get(&segment).map(Replica::view)
+    }
+
+    /// What waits at the replica of `segment`, if there is one here.
+    #[must_use]
+    pub fn load(&self, segment: SegmentId) -> Option<Load> {
+        self.replicas.get(&segment).map(Replica::load)
     }
 
     /// Whether a request to the store is for copying or reconciling, not for a client.
@@ -239,7 +245,7 @@ impl<P: Payload> Server<P> {
         let Caller { peer, incarnation, link } = caller;
         let newest = self.incoming.entry(peer).or_insert((incarnation, link));
         if (incarnation, link) < *newest {
-            return false;
+            return !self.settings.holds(Mutant::E3OldLinkHeard);
         }
         *newest = (incarnation, link);
         self.links.heard.insert(peer, now);
@@ -281,6 +287,8 @@ impl<P: Payload> Server<P> {
                     self.one(now, segment, actions, |r, cx| {
                         if r.grant(cx, caller, epoch) {
                             granted.push((segment, epoch));
+                        } else {
+                            r.correct(cx, caller, epoch);
                         }
                     });
                 }

@@ -123,6 +123,11 @@ fn play(world: &mut World, steps: u64) {
     while world.counts.steps < steps && world.violation.is_none() {
         world.step();
     }
+    finish(world);
+}
+
+/// Faults stop; everything has to become whole again, and is compared.
+pub(crate) fn finish(world: &mut World) {
     world.make_peace();
     world.set_stage(Stage::Finish);
     wait_until_whole(world, "after the faults stopped");
