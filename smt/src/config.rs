@@ -81,8 +81,9 @@ pub struct Settings {
     pub copy_window: u32,
     /// Forwarded, unacknowledged blocks a joiner may owe before writes take chunks back (M4).
     pub forward_backlog_blocks_max: u64,
-    /// Records a replica keeps in its tail, and requests of clients it takes on, reads included, at
-    /// most; a client beyond is told to retry (I11).
+    /// Requests of clients that a replica takes on, reads included, and records it keeps in its
+    /// tail for them, at most; a client beyond is told to retry (I11). Two more may be there to
+    /// mend (R3).
     pub inflight_records_max: usize,
     /// How often a failing chunk is copied again before the migration is given up (M6).
     pub chunk_attempts_max: u32,

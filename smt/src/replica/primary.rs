@@ -65,10 +65,12 @@ pub(super) struct Primary<P> {
     first: Seq,
     in_flight: VecDeque<InFlight<P>>,
     held: VecDeque<Held<P>>,
+    /// Records in flight that are a mend's, of this one or of one that is over.
+    pub mend_records: usize,
     pub reads: BTreeMap<u64, ReadState>,
     pub repairs: BTreeMap<u64, Repair<P>>,
     /// Ranges being compared or rewritten, and those that are to be.
-    pub mends: BTreeMap<u64, Mend>,
+    pub mends: BTreeMap<u64, Mend<P>>,
     /// Blocks that members have found rotten in their copies.
     pub rotten: BTreeSet<u32>,
     /// No rotten block is rewritten before this (M5).
@@ -98,6 +100,7 @@ impl<P> Primary<P> {
             first,
             in_flight: VecDeque::new(),
             held: VecDeque::new(),
+            mend_records: 0,
             reads: BTreeMap::new(),
             repairs: BTreeMap::new(),
             mends: BTreeMap::new(),
@@ -116,9 +119,10 @@ impl<P> Primary<P> {
         }
     }
 
-    /// Records in flight, and requests held back behind them.
+    /// Clients' records in flight, and their requests held back. A mend's records have places of
+    /// their own: were they to wait for a client's, a client that waits for the mend might have it.
     pub fn requests(&self) -> usize {
-        self.in_flight.len() + self.held.len()
+        self.in_flight.len() - self.mend_records + self.held.len()
     }
 
     fn next(&self) -> Seq {
@@ -401,6 +405,7 @@ impl<P: Payload> Replica<P> {
             }
         }
         let broken = primary.broken.clone();
+        primary.mend_records += usize::from(matches!(origin, Origin::Mend(_)));
         primary.in_flight.push_back(InFlight {
             record: record.clone(),
             need: need.clone(),
@@ -516,8 +521,8 @@ impl<P: Payload> Replica<P> {
             let Phase::Primary(primary) = &mut self.phase else {
                 return;
             };
-            while primary.in_flight.front().is_some_and(|f| f.done) {
-                primary.in_flight.pop_front();
+            while let Some(f) = primary.in_flight.pop_front_if(|f| f.done) {
+                primary.mend_records -= usize::from(matches!(f.origin, Origin::Mend(_)));
                 primary.first = primary.first.next();
             }
             let first = primary.first;
