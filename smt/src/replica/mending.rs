@@ -60,8 +60,8 @@ pub(super) struct Mend<P> {
     pub range: BlockRange,
     /// Who asked for a comparison, if anybody did.
     pub asked: Option<IoId>,
-    /// Blocks rewritten though all tables may agree on them.
-    rotten: BTreeSet<u32>,
+    /// Blocks rewritten though all tables may agree on them, and whose copies are known to be bad.
+    rotten: BTreeMap<u32, BTreeSet<ServerId>>,
     step: Step,
     /// Since when it waits, or has its range.
     since: Tick,
@@ -83,7 +83,7 @@ impl<P> Mend<P> {
         Mend {
             range,
             asked,
-            rotten: BTreeSet::new(),
+            rotten: BTreeMap::new(),
             step: Step::Waiting,
             since: now,
             sums: BTreeMap::new(),
@@ -181,9 +181,9 @@ impl<P: Payload> Replica<P> {
             return;
         }
         for block in ranges.flat_map(BlockRange::blocks).take(ROTTEN_MAX) {
-            let known = primary.mends.values().any(|m| m.rotten.contains(&block));
+            let known = primary.mends.values().any(|m| m.rotten.contains_key(&block));
             if !known && primary.rotten.len() < ROTTEN_MAX {
-                primary.rotten.insert(block);
+                primary.rotten.entry(block).or_default().insert(peer);
             }
         }
         self.settle_mends(cx);
@@ -260,12 +260,11 @@ impl<P: Payload> Replica<P> {
         let Phase::Primary(primary) = &mut self.phase else {
             return;
         };
-        let Some(&first) = primary.rotten.first() else {
+        let Some((&first, _)) = primary.rotten.first_key_value() else {
             return;
         };
         let end = (first / per_chunk + 1) * per_chunk;
-        let blocks: BTreeSet<u32> = primary.rotten.range(first..end).copied().collect();
-        let last = blocks.last().copied().unwrap_or(first);
+        let last = primary.rotten.range(first..end).next_back().map_or(first, |(block, _)| *block);
         let range = BlockRange::new(first, last + 1 - first);
         let active = primary.mends.values().filter(|m| m.has_range()).count();
         let may = active < MENDS_AT_ONCE
@@ -275,7 +274,8 @@ impl<P: Payload> Replica<P> {
         if !may {
             return;
         }
-        primary.rotten.retain(|block| !blocks.contains(block));
+        let later = primary.rotten.split_off(&end);
+        let blocks = std::mem::replace(&mut primary.rotten, later);
         let busy = cx.now.since(primary.last_client_io) < 100 * crate::config::MS
             && primary.last_client_io > Tick(0);
         if busy {
@@ -655,11 +655,12 @@ impl<P> Mend<P> {
             let ours = self.sums.get(&me).map_or(ZERO_SUM, |sums| sums[at]);
             let sum = if majority { vote(me, &found) } else { ours };
             let differs = found.iter().any(|(_, theirs)| *theirs != sum);
-            let rotten = self.rotten.contains(&block);
-            if differs && !rotten {
+            let rotten = self.rotten.get(&block);
+            let is_rot = |server| rotten.is_some_and(|who| who.contains(&server));
+            if found.iter().any(|(server, theirs)| *theirs != sum && !is_rot(*server)) {
                 self.diverged.push(block);
             }
-            if !differs && !rotten {
+            if !differs && rotten.is_none() {
                 continue;
             }
             let is_zero = sum == ZERO_SUM;

@@ -71,8 +71,8 @@ pub(super) struct Primary<P> {
     pub repairs: BTreeMap<u64, Repair<P>>,
     /// Ranges being compared or rewritten, and those that are to be.
     pub mends: BTreeMap<u64, Mend<P>>,
-    /// Blocks that members have found rotten in their copies.
-    pub rotten: BTreeSet<u32>,
+    /// Blocks that members have found rotten in their copies, and which members.
+    pub rotten: BTreeMap<u32, BTreeSet<ServerId>>,
     /// No rotten block is rewritten before this (M5).
     pub next_mend_at: Tick,
     /// Until when each granter's promise may be used, by our clock (L2).
@@ -104,7 +104,7 @@ impl<P> Primary<P> {
             reads: BTreeMap::new(),
             repairs: BTreeMap::new(),
             mends: BTreeMap::new(),
-            rotten: BTreeSet::new(),
+            rotten: BTreeMap::new(),
             next_mend_at: now,
             leases: BTreeMap::new(),
             leases_since: now,
