@@ -84,7 +84,6 @@ pub const NOT_CAUGHT: &[(&str, &str)] = &[
     ),
     ("L2NoMargin", "rare: none of 250 seeds; a few ms between two clocks at their extremes"),
     ("L2FromGrant", "rare: none of 250 seeds; a grant has to be held up for most of its length"),
-    ("A1OldMap", "rare: none of 250 seeds; the old primary has to be cut off while one attaches"),
 ];
 
 /// The mutant of that name, whatever the case of its letters; its rule alone will do where only

@@ -47,7 +47,7 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("C5GivesUp", &[2, 3, 4]),
     ("A1NoFence", &[8, 12, 13]),
     ("A1FenceAnybody", &[54, 72, 103]),
-    ("A1OldMap", &[]),
+    ("A1OldMap", &[294]),
     ("A2TokenNotInConfig", &[359, 659, 833]),
     ("A3NoTokenCheck", &[3, 6, 8]),
     ("D9IntentNotFirst", &[1, 2, 7]),
