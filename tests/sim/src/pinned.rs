@@ -48,7 +48,7 @@ pub const PINNED: &[(&str, &[u64])] = &[
     ("A1NoFence", &[8, 12, 13]),
     ("A1FenceAnybody", &[54, 72, 103]),
     ("A1OldMap", &[294]),
-    ("A2TokenNotInConfig", &[359, 659, 833]),
+    ("A2TokenNotInConfig", &[517, 572]),
     ("A3NoTokenCheck", &[3, 6, 8]),
     ("D9IntentNotFirst", &[1, 2, 7]),
     ("D9IntentClearedEarly", &[1, 2, 3]),
