@@ -247,9 +247,11 @@ impl<P: Payload> Replica<P> {
             reply(cx, self.segment, asker, ReplyBody::Done);
             return;
         }
+        let is_primary = matches!(self.phase, Phase::Primary(_));
+        let unseen = is_primary && !cx.holds(Mutant::C1NoEpochCheck);
+        let epoch = if unseen { self.epoch() } else { epoch };
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
-            Phase::Primary(_) if epoch != self.epoch() && !cx.holds(Mutant::C1NoEpochCheck) => None,
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
             Phase::Primary(_) | Phase::Activating(_) if epoch < self.epoch() => {
                 Some(ReplyBody::Stale { config: self.config.clone() })

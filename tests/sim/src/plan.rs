@@ -181,7 +181,7 @@ impl Plan {
             retry_after_ns: MS,
             copy_window: r.range_u32(1, 4),
             forward_backlog_blocks_max: Rng::new(seed ^ 0x00ba_c106).range(1, 24),
-            inflight_records_max: [4, 8, 64][Rng::new(seed ^ 0x0010_ad).index(3)],
+            inflight_records_max: [4, 8, 64][Rng::new(seed ^ 0x0000_10ad).index(3)],
             chunk_attempts_max: 3,
             forget_grace_ns: r.range(50, 300) * MS,
             mutant,
@@ -252,7 +252,7 @@ impl Plan {
             }
         }
         // Generators of their own, so that the rest of the plan is as it was.
-        let mut rare = Rng::new(seed ^ 0x0dd_fa17);
+        let mut rare = Rng::new(seed ^ 0x00dd_fa17);
         for (weight, typical) in [
             (entry_rot, 3),
             (lost_write, 4),
