@@ -555,19 +555,19 @@ impl<P: Payload> Replica<P> {
     }
 
     /// E4: whether this primary may go on under the config it has just adopted. Only if no member
-    /// is new to it, but for the joiner whose stream it has already started.
+    /// is new to it, but for the joiner whose stream it has already started, in the very epoch that
+    /// promoted it: an epoch later the same server may be in a new life, which has no stream.
     pub(super) fn may_go_on(&self, cx: &Context<P>, old: &SegmentConfig) -> bool {
         let Phase::Primary(primary) = &self.phase else {
             return false;
         };
         let own_life = self.config.primary_incarnation() == Some(cx.incarnation);
+        let just_promoted = self.epoch() == old.epoch.next();
         own_life
             && self.config.members.iter().all(|m| {
-                old.members.contains(m)
-                    || primary
-                        .copy
-                        .as_ref()
-                        .is_some_and(|c| c.target == m.server && c.was_proposed())
+                let is_joiner =
+                    primary.copy.as_ref().is_some_and(|c| c.target == m.server && c.was_proposed());
+                old.members.contains(m) || just_promoted && is_joiner
             })
     }
 
