@@ -83,7 +83,9 @@ pub struct Settings {
     pub copy_window: u32,
     /// Forwarded, unacknowledged blocks a joiner may owe before writes take chunks back (M4).
     pub forward_backlog_blocks_max: u64,
-    /// Records a replica keeps in its tail and in flight at most; a client beyond is told to retry.
+    /// Requests of clients that a replica takes on, reads included, and records it keeps in its
+    /// tail for them, at most; a client beyond is told to retry (I11). Two more may be there to
+    /// mend (R3).
     pub inflight_records_max: usize,
     /// How often a failing chunk is copied again before the migration is given up (M6).
     pub chunk_attempts_max: u32,
@@ -141,10 +143,22 @@ pub enum Mutant {
     W5DropBeforeEvicted,
     /// E2: a backup takes records of any epoch.
     E2NoEpochCheck,
+    /// E3: what still comes by an older connection of a peer is heard.
+    E3OldLinkHeard,
+    /// W3: a stream goes on from an older one's number, where that is higher than its own start.
+    W3StreamNotReset,
+    /// W6: overlapping records are in flight at once, and replicas apply them in any order.
+    W6Unordered,
     /// S1: the map takes a change whatever epoch it was planned at.
     S1NoCompareAndSet,
     /// S3: a joiner, or an ex-member, may be made primary.
     S3JoinerElectable,
+    /// S2: the primary can be evicted.
+    S2PrimaryEvicted,
+    /// S7: a new life of a server begins within the epoch.
+    S7SameEpoch,
+    /// S8: a new attachment has the token of the one before.
+    S8TokenAgain,
     /// R2: reads are served without a lease.
     R2NoLease,
     /// R1: reads do not wait for overlapping uncommitted writes.
@@ -161,8 +175,16 @@ pub enum Mutant {
     R3OwnCopyWins,
     /// L4: a restarted server forgets that it may have promised.
     L4ForgetPromise,
-    /// M2: an old copy is taken for equal, unseen.
-    M2OldCopyTrusted,
+    /// M1: all sessions of one migration have one id.
+    M1SessionReused,
+    /// M2: an old copy is taken for equal whatever its digest; it is read back.
+    M2DigestNotCompared,
+    /// M2: an old copy of equal digest counts whatever reading it back says.
+    M2NotReadBack,
+    /// M6: a copied chunk counts whatever reading it back says.
+    M6NotReadBack,
+    /// M12: a second migration of a segment takes the first one's place.
+    M12SecondMigration,
     /// M3: a chunk is read earlier than its place in the stream.
     M3ReadEarly,
     /// M4: a write that is not forwarded, for the joiner owes too much, does not take its chunk back.
@@ -173,30 +195,52 @@ pub enum Mutant {
     M8DropAfterPropose,
     /// M9: Promote is proposed before the writes from before SyncStart are committed.
     M9PromoteEarly,
+    /// F1: a silent member is left out of an activation, instead of evicted.
+    F1SilentLeftOut,
+    /// F1: an activation does not wait for writes still under way.
+    F1WritesUnfinished,
     /// F2: activation reconciles nothing.
     F2NoReconcile,
     /// F3: activation goes on from the primary's own last sequence number.
     F3OwnSequence,
     /// F4: a restarted primary goes on in its old epoch.
     F4ContinueEpoch,
+    /// C1: a primary takes a request of any epoch.
+    C1NoEpochCheck,
+    /// C5: a request whose answer is overdue is reported failed.
+    C5GivesUp,
     /// C3: a server takes requests of a client's older connection.
     C3NoSessionCheck,
     /// C4: a client sends overlapping writes at once.
     C4NoOverlapLock,
     /// L1: a joiner whose Promote was proposed is not asked for its lease.
     L1JoinerNotGranter,
+    /// L2: a promise serves its holder for all of its length.
+    L2NoMargin,
+    /// L2: the holder of a promise counts from when it got it.
+    L2FromGrant,
+    /// L5: a primary that has given its promises back goes on serving.
+    L5ServesOn,
     /// L3: nobody's promise delays an activation.
     L3NoPromiseWait,
     /// 9: the first data write into a region does not wait for its intent bit.
     D9IntentNotFirst,
     /// 9: a write over a zeroed block does not make the block's table entry durable.
     D9ZeroEntryNotSynced,
+    /// 9: an intent bit is cleared before the table of its region is durable.
+    D9IntentClearedEarly,
+    /// 9: an intent bit is cleared though the cluster has not decided what its blocks hold.
+    D9UnsettledCleared,
+    /// 9: a Flush is answered before the table is durable.
+    D9FlushWithoutTable,
     /// E1: an adopted epoch is not made durable before it is acted on.
     E1AdoptNotDurable,
     /// A1: an attachment is complete without a fence.
     A1NoFence,
     /// A1: a fence is acknowledged by whoever gets it, not by an active primary alone.
     A1FenceAnybody,
+    /// A1: a client opens the volume by a map older than its attachment. (Its hands' rule.)
+    A1OldMap,
     /// A2: a new primary does not know the writer token of its config.
     A2TokenNotInConfig,
     /// A3: a request is taken whatever its writer token.

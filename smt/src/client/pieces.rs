@@ -6,7 +6,7 @@
 use std::cmp::{max, min};
 
 use super::Client;
-use super::types::ClientAction;
+use super::types::{ClientAction, ClientError};
 use crate::ids::*;
 use crate::message::{ClientRequest, RequestBody};
 use crate::payload::{Payload, Sums, sums_of};
@@ -194,10 +194,17 @@ impl<P: Payload> Client<P> {
         }
         self.next_scan = now.after(self.settings.unanswered_ns / 16);
         let unanswered_ns = self.settings.unanswered_ns;
-        for piece in self.pieces.values_mut() {
+        let mut overdue = Vec::new();
+        for (&id, piece) in &mut self.pieces {
             if now.since(piece.since) >= unanswered_ns {
                 piece.since = now;
                 self.pull_wanted = true;
+                overdue.push(id);
+            }
+        }
+        if !self.settings.never_gives_up {
+            for id in overdue {
+                self.end_piece(now, id, Err(ClientError::Io), actions);
             }
         }
         self.send_all(

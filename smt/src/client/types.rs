@@ -42,6 +42,8 @@ pub struct ClientSettings {
     pub mismatches_max: u32,
     /// C4 is in force. Only the simulator's mutant switches it off.
     pub overlap_lock: bool,
+    /// C5 is in force, likewise.
+    pub never_gives_up: bool,
 }
 
 impl Default for ClientSettings {
@@ -55,6 +57,7 @@ impl Default for ClientSettings {
             window: 64,
             mismatches_max: 3,
             overlap_lock: true,
+            never_gives_up: true,
         }
     }
 }
@@ -65,6 +68,7 @@ impl ClientSettings {
     pub fn of(settings: &Settings) -> ClientSettings {
         ClientSettings {
             overlap_lock: settings.holds(Mutant::C4NoOverlapLock),
+            never_gives_up: settings.holds(Mutant::C5GivesUp),
             ..ClientSettings::default()
         }
     }

@@ -154,7 +154,7 @@ impl Map {
 
     fn dispatch(&mut self, command: &Command, settings: &Settings) -> Result<Reply, Refused> {
         match command {
-            Command::RegisterServer(server) => self.register_server(server),
+            Command::RegisterServer(server) => self.register_server(server, settings),
             Command::SetServerState { server, state } => self.set_server_state(*server, *state),
             Command::CreateVolume {
                 name,
@@ -180,12 +180,12 @@ impl Map {
                 self.told(*at_unix_ms);
                 let attached =
                     Attached { client: *client, owner: owner.clone(), at_unix_ms: *at_unix_ms };
-                self.attach(volume, attached, *mode, *expect_writer)
+                self.attach(volume, attached, *mode, *expect_writer, settings)
             }
             Command::Detach { volume, client, writer } => self.detach(volume, *client, *writer),
             Command::Evict { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
-                self.evict(config, *server)
+                self.evict(config, *server, settings)
             }
             Command::NewPrimary { segment, expect, server } => {
                 let config = self.at_epoch(*segment, *expect, settings)?;
@@ -211,7 +211,9 @@ impl Map {
                 self.told(*at_unix_ms);
                 // Before the epoch is compared: that it is moving is true whatever the epoch, and
                 // tells the proposer more (M12).
-                if let Some(joining) = self.find_segment(*segment)?.joining {
+                if let Some(joining) = self.find_segment(*segment)?.joining
+                    && settings.holds(Mutant::M12SecondMigration)
+                {
                     return Err(Refused::Moving { migration: joining.migration });
                 }
                 let config = self.at_epoch(*segment, *expect, settings)?;

@@ -11,6 +11,7 @@
 use super::apply::{Map, not_found, refused};
 use super::command::{Refused, Reply};
 use super::types::*;
+use crate::config::{Mutant, Settings};
 use crate::ids::*;
 
 /// Clients that share one volume.
@@ -44,6 +45,7 @@ impl Map {
         attached: Attached,
         mode: AttachMode,
         expect_writer: Option<u64>,
+        settings: &Settings,
     ) -> Result<Reply, Refused> {
         let volume = self.volume_mut(name)?;
         if attached.owner.len() > OWNER_BYTES_MAX {
@@ -74,7 +76,9 @@ impl Map {
                 return Ok(Reply::Attached { id: volume.id, writer: volume.writer });
             }
         }
-        volume.writer += 1;
+        if volume.writer == 0 || settings.holds(Mutant::S8TokenAgain) {
+            volume.writer += 1;
+        }
         volume.attachment = Some(Attachment { mode, clients: vec![attached] });
         Ok(Reply::Attached { id: volume.id, writer: volume.writer })
     }

@@ -15,9 +15,10 @@ impl Map {
         &mut self,
         mut config: SegmentConfig,
         server: ServerId,
+        settings: &Settings,
     ) -> Result<Reply, Refused> {
         let segment = config.segment;
-        if server == config.primary {
+        if server == config.primary && settings.holds(Mutant::S2PrimaryEvicted) {
             return Err(refused(format!(
                 "server {server} is primary of segment {segment}: another one must take over, \
                  not evict it"
@@ -27,7 +28,10 @@ impl Map {
             return Err(not_a_member(&config, server));
         }
         config.members.retain(|m| m.server != server);
-        Ok(self.next_epoch(config))
+        config.epoch = config.epoch.next();
+        tidy_transfer(&mut config);
+        self.put(config.clone(), Some(settings));
+        Ok(Reply::Segment(Box::new(config)))
     }
 
     /// S3. The old primary leaves the in-sync set.

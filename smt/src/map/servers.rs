@@ -10,6 +10,7 @@
 use super::apply::{Map, refused};
 use super::command::{Refused, Reply};
 use super::types::*;
+use crate::config::{Mutant, Settings};
 use crate::ids::*;
 
 impl Map {
@@ -41,7 +42,11 @@ impl Map {
         Ok(())
     }
 
-    pub(super) fn register_server(&mut self, server: &Server) -> Result<Reply, Refused> {
+    pub(super) fn register_server(
+        &mut self,
+        server: &Server,
+        settings: &Settings,
+    ) -> Result<Reply, Refused> {
         let id = server.id;
         let mut entry = server.clone();
         match self.servers.get(&id) {
@@ -78,8 +83,10 @@ impl Map {
             }
             // A joiner has no place to lose: its session ends with its links (M1).
             if is_member {
-                config.epoch = config.epoch.next();
-                self.put(config, None);
+                if settings.holds(Mutant::S7SameEpoch) {
+                    config.epoch = config.epoch.next();
+                }
+                self.put(config, Some(settings));
             }
         }
         Ok(Reply::Done)

@@ -102,8 +102,10 @@ fn judge(me: ServerId, checks: &[(ServerId, BlockCheck)]) -> Option<Verdict> {
 }
 
 impl<P: Payload> Replica<P> {
-    fn others(&self, me: ServerId) -> Vec<ServerId> {
-        self.config.members.iter().map(|m| m.server).filter(|&s| s != me).collect()
+    /// The other members: all of them, whether they can be heard or not.
+    fn others(&self, cx: &Context<P>) -> Vec<ServerId> {
+        let asked = |s: &ServerId| cx.holds(Mutant::F1SilentLeftOut) || cx.links.up.contains_key(s);
+        self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me).filter(asked).collect()
     }
 
     /// F1, from the beginning. Also when a member's connection changed: what it was told may be
@@ -127,7 +129,7 @@ impl<P: Payload> Replica<P> {
     /// when it was asked first. Being asked twice in a round does no harm, because the stream
     /// starts behind it on the same connection.
     fn ask_to_adopt(&mut self, cx: &mut Context<P>) {
-        let others = self.others(cx.me);
+        let others = self.others(cx);
         let Phase::Activating(activation) = &mut self.phase else {
             return;
         };
@@ -169,7 +171,7 @@ impl<P: Payload> Replica<P> {
     }
 
     pub(super) fn advance_activation(&mut self, cx: &mut Context<P>) {
-        let others = self.others(cx.me);
+        let others = self.others(cx);
         let Phase::Activating(activation) = &mut self.phase else {
             return;
         };
@@ -178,7 +180,7 @@ impl<P: Payload> Replica<P> {
         };
         let ready = others.iter().all(|s| acked.contains(s))
             && self.durable_epoch >= self.config.epoch
-            && self.writes_pending == 0
+            && (self.writes_pending == 0 || !cx.holds(Mutant::F1WritesUnfinished))
             && cx.now >= self.hold_until;
         if !ready {
             return;
@@ -213,7 +215,7 @@ impl<P: Payload> Replica<P> {
         round: u64,
         found: Vec<BlockCheck>,
     ) {
-        let members = self.config.members.len();
+        let members = self.others(cx).len() + 1;
         let Phase::Activating(activation) = &mut self.phase else {
             return;
         };
@@ -465,7 +467,6 @@ impl<P: Payload> Replica<P> {
 
     /// F3: tell every member where the stream starts.
     fn start_streams(&mut self, cx: &mut Context<P>) {
-        let me = cx.me;
         let Phase::Activating(activation) = &mut self.phase else {
             return;
         };
@@ -478,7 +479,7 @@ impl<P: Payload> Replica<P> {
         };
         self.last_seq = last;
         let next_seq = last.next();
-        for peer in self.others(me) {
+        for peer in self.others(cx) {
             let message = self.message(PeerBody::Start { round, next_seq });
             cx.send(peer, message);
         }
@@ -500,7 +501,7 @@ impl<P: Payload> Replica<P> {
     }
 
     fn maybe_active(&mut self, cx: &mut Context<P>) {
-        let others = self.others(cx.me);
+        let others = self.others(cx);
         let Phase::Activating(activation) = &self.phase else {
             return;
         };
@@ -530,7 +531,7 @@ impl<P: Payload> Replica<P> {
 
     /// Mutant F4 only: a restarted primary tells its old members to go on.
     pub(super) fn start_streams_unasked(&mut self, cx: &mut Context<P>) {
-        for peer in self.others(cx.me) {
+        for peer in self.others(cx) {
             let next_seq = self.last_seq.next();
             let message = self.message(PeerBody::Start { round: 0, next_seq });
             cx.send(peer, message);
@@ -550,13 +551,13 @@ impl<P: Payload> Replica<P> {
         let usual = cx.settings.ack_timeout_ns;
         let (silent, patience): (Vec<ServerId>, u64) = match &activation.step {
             Step::Adopting { acked } => {
-                let silent = self.others(cx.me).into_iter().filter(|s| !acked.contains(s));
+                let silent = self.others(cx).into_iter().filter(|s| !acked.contains(s));
                 // They may have to sit out a promise first, and so may we.
                 let promise = self.hold_until.since(activation.step_since);
                 (silent.collect(), usual + cx.settings.lease_ns + promise)
             }
             Step::Collecting { checks } => {
-                let silent = self.others(cx.me).into_iter().filter(|s| !checks.contains_key(s));
+                let silent = self.others(cx).into_iter().filter(|s| !checks.contains_key(s));
                 (silent.collect(), usual * COLLECT_PATIENCE)
             }
             Step::Fixing { items, .. } => {
@@ -570,7 +571,7 @@ impl<P: Payload> Replica<P> {
                 (silent.into_iter().collect(), usual * COLLECT_PATIENCE)
             }
             Step::Starting { acked } => {
-                let silent = self.others(cx.me).into_iter().filter(|s| !acked.contains(s));
+                let silent = self.others(cx).into_iter().filter(|s| !acked.contains(s));
                 (silent.collect(), usual)
             }
         };

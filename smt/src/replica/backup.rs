@@ -64,7 +64,8 @@ impl<P: Payload> Replica<P> {
     /// F1: once our own writes are finished, the epoch is durable, and every promise to another
     /// primary has run out (L3).
     pub(super) fn answer_adopt(&mut self, cx: &mut Context<P>) {
-        let ready = self.writes_pending == 0 && self.is_durable() && cx.now >= self.hold_until;
+        let finished = self.writes_pending == 0 || !cx.holds(Mutant::F1WritesUnfinished);
+        let ready = finished && self.is_durable() && cx.now >= self.hold_until;
         let Phase::Backup(backup) = &mut self.phase else {
             return;
         };
@@ -173,6 +174,11 @@ impl<P: Payload> Replica<P> {
         if backup.round != round && !continues {
             return;
         }
+        let next_seq = if cx.settings.holds(Mutant::W3StreamNotReset) {
+            next_seq
+        } else {
+            next_seq.max(self.last_seq.next())
+        };
         backup.stream = Some(Stream::new(id, caller, next_seq));
         self.last_seq = Seq(next_seq.0.saturating_sub(1));
         self.commit = self.last_seq;

@@ -113,6 +113,10 @@ impl<P> Copying<P> {
         self.stage >= Stage::Proposed
     }
 
+    pub fn forward_blocks_open(&self) -> u64 {
+        self.forward_blocks_open
+    }
+
     pub fn is_broken(&self) -> bool {
         self.broken
     }
@@ -193,7 +197,11 @@ impl<P: Payload> Replica<P> {
             return;
         };
         // Unique over our lives too: the incarnation is part of it.
-        let session = CopySession((cx.incarnation.0 << 32) | (self.unique() & 0xffff_ffff));
+        let session = if cx.holds(Mutant::M1SessionReused) {
+            CopySession((cx.incarnation.0 << 32) | (self.unique() & 0xffff_ffff))
+        } else {
+            CopySession(joining.migration.0)
+        };
         let chunks = index(self.geometry.chunks());
         let copying = Copying {
             target: joining.target,
@@ -353,7 +361,7 @@ impl<P: Payload> Replica<P> {
         };
         copy.expect(range.first, sums.iter().copied());
         let old = copy.old[index(chunk)];
-        let trusted = old.is_some() && !cx.settings.holds(Mutant::M2OldCopyTrusted);
+        let trusted = old.is_some() && !cx.settings.holds(Mutant::M2DigestNotCompared);
         if trusted || old == Some(chunk_digest(&sums)) {
             copy.chunks[index(chunk)] = Chunk::Verifying;
             copy.progress.bytes_reused += range.bytes();
@@ -543,7 +551,12 @@ impl<P: Payload> Replica<P> {
         if let Some(Place::Verify { reused: true, .. }) = answered {
             copy.copies_open -= 1;
         }
-        let matched = matched || !cx.settings.holds(Mutant::M2OldCopyTrusted);
+        let unseen = match answered {
+            Some(Place::Verify { reused: true, .. }) => Some(Mutant::M2NotReadBack),
+            Some(Place::Verify { reused: false, .. }) => Some(Mutant::M6NotReadBack),
+            Some(Place::Chunk { .. } | Place::Forward { .. } | Place::Root) | None => None,
+        };
+        let matched = matched || unseen.is_some_and(|mutant| !cx.settings.holds(mutant));
         match answered {
             Some(Place::Verify { chunk, round, .. }) if copy.rounds[index(chunk)] != round => {
                 self.copy_more(cx);

@@ -112,7 +112,9 @@ impl<P: Payload> Replica<P> {
         }
         self.joining = Some(joiner.migration);
         self.tail.clear();
-        self.last_seq = Seq(0);
+        if cx.holds(Mutant::W3StreamNotReset) {
+            self.last_seq = Seq(0);
+        }
         self.commit = Seq(0);
         let meta = ReplicaMeta { config: self.config.clone(), joining: self.joining };
         self.creating_for = Some(joiner.session);
@@ -341,8 +343,14 @@ impl<P: Payload> Replica<P> {
         commit: Seq,
     ) {
         let id = self.unique();
+        let last = self.last_seq;
         let Some(joiner) = self.in_stream(caller, session, place) else {
             return;
+        };
+        let next_seq = if cx.settings.holds(Mutant::W3StreamNotReset) {
+            next_seq
+        } else {
+            next_seq.max(last.next())
         };
         joiner.stream = Some(Stream::new(id, caller, next_seq));
         joiner.sync_owed = true;

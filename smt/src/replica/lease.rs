@@ -33,12 +33,21 @@ impl<P: Payload> Replica<P> {
         true
     }
 
+    /// E2: who asks at an older epoch is told the newer one. A primary that the map does not reach
+    /// may have nothing else to hear it by, while clients that know better ask it in vain.
+    pub fn correct(&self, cx: &mut Context<P>, to: Caller, epoch: Epoch) {
+        if epoch < self.epoch() && !matches!(self.phase, Phase::Faulted) {
+            let config = self.config.clone();
+            self.respond(cx, to, PeerBody::Stale { config });
+        }
+    }
+
     /// L1: whether every required granter's promise still holds.
     pub(super) fn has_lease(&self, cx: &Context<P>) -> bool {
         let Phase::Primary(primary) = &self.phase else {
             return false;
         };
-        if primary.is_released() {
+        if primary.is_released() && cx.holds(Mutant::L5ServesOn) {
             return false;
         }
         let held = |s: ServerId| primary.leases.get(&s).is_some_and(|&until| cx.now < until);
@@ -58,7 +67,10 @@ impl<P: Payload> Replica<P> {
             return;
         }
         // L2: our clock may be slower than the granter's.
-        let until = sent.after(cx.settings.lease_ns / 100 * 85);
+        let lease_ns = cx.settings.lease_ns;
+        let margin = cx.holds(Mutant::L2NoMargin);
+        let from = if cx.holds(Mutant::L2FromGrant) { sent } else { cx.now };
+        let until = from.after(if margin { lease_ns / 100 * 85 } else { lease_ns });
         let lease = primary.leases.entry(by).or_insert(until);
         *lease = until.max(*lease);
     }

@@ -7,14 +7,15 @@
 //! Per block the majority of the members' tables wins; a tie goes to the primary's, which is what
 //! readers have been shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::primary::Origin;
 use super::reading::{After, first_run};
 use super::*;
 use crate::payload::ZERO_SUM;
 
-/// Ranges being compared or rewritten at once: clients' writes to them wait meanwhile.
+/// Ranges being compared or rewritten at once: clients' writes to them wait meanwhile. And records
+/// of mends in the tail at once, besides what clients may have there (I11).
 const MENDS_AT_ONCE: usize = 2;
 /// Comparisons that wait for their turn at most.
 const WAITING_MAX: usize = 8;
@@ -55,7 +56,7 @@ struct Item {
 
 /// A range that is compared, or in which a member has found rot.
 #[derive(Debug)]
-pub(super) struct Mend {
+pub(super) struct Mend<P> {
     pub range: BlockRange,
     /// Who asked for a comparison, if anybody did.
     pub asked: Option<IoId>,
@@ -67,6 +68,8 @@ pub(super) struct Mend {
     sums: BTreeMap<ServerId, Vec<u64>>,
     /// The last is being worked on.
     todo: Vec<Item>,
+    /// What is to be rewritten, once there is a place for a record.
+    ready: VecDeque<(BlockRange, Change<P>)>,
     /// Records that are not committed.
     pub open: usize,
     /// Blocks that members held differently.
@@ -75,8 +78,8 @@ pub(super) struct Mend {
     bad: Vec<u32>,
 }
 
-impl Mend {
-    fn new(range: BlockRange, asked: Option<IoId>, now: Tick) -> Mend {
+impl<P> Mend<P> {
+    fn new(range: BlockRange, asked: Option<IoId>, now: Tick) -> Mend<P> {
         Mend {
             range,
             asked,
@@ -85,6 +88,7 @@ impl Mend {
             since: now,
             sums: BTreeMap::new(),
             todo: Vec::new(),
+            ready: VecDeque::new(),
             open: 0,
             diverged: Vec::new(),
             bad: Vec::new(),
@@ -100,7 +104,8 @@ impl Mend {
     }
 
     fn is_over(&self) -> bool {
-        self.step == Step::Working && self.todo.is_empty() && self.open == 0
+        let is_idle = self.todo.is_empty() && self.ready.is_empty() && self.open == 0;
+        self.step == Step::Working && is_idle
     }
 }
 
@@ -208,6 +213,10 @@ impl<P: Payload> Replica<P> {
         if primary.mends.is_empty() && primary.rotten.is_empty() {
             return;
         }
+        self.sequence_mends(cx);
+        let Phase::Primary(primary) = &self.phase else {
+            return;
+        };
         let over: Vec<u64> =
             primary.mends.iter().filter(|(_, m)| m.is_over()).map(|(id, _)| *id).collect();
         for id in over {
@@ -380,9 +389,32 @@ impl<P: Payload> Replica<P> {
         if let Phase::Primary(primary) = &mut self.phase
             && let Some(mend) = primary.mends.get_mut(&id)
         {
-            mend.open += 1;
+            mend.ready.push_back((range, change));
         }
-        self.sequence(cx, Origin::Mend(id), range, change);
+        self.sequence_mends(cx);
+    }
+
+    /// What mends have ready goes out, as far as there are places for it. Nothing overtakes it: its
+    /// range is the mend's until all of it is committed.
+    fn sequence_mends(&mut self, cx: &mut Context<P>) {
+        loop {
+            let Phase::Primary(primary) = &mut self.phase else {
+                return;
+            };
+            if primary.mend_records >= MENDS_AT_ONCE {
+                return;
+            }
+            let mut mends = primary.mends.iter_mut();
+            let Some((id, (range, change))) =
+                mends.find_map(|(id, m)| m.ready.pop_front().map(|ready| (*id, ready)))
+            else {
+                return;
+            };
+            if let Some(mend) = primary.mends.get_mut(&id) {
+                mend.open += 1;
+            }
+            self.sequence(cx, Origin::Mend(id), range, change);
+        }
     }
 
     /// Blocks that verified become records: a write where there is data, a zero where there is none.
@@ -428,8 +460,11 @@ impl<P: Payload> Replica<P> {
             }
             StoreResult::BadBlocks { blocks } => {
                 item.rounds += 1;
-                if item.rounds > range.count {
-                    // It was repaired that often, and is bad again at once.
+                if item.rounds > range.count && !item.left.is_empty() {
+                    // It was repaired that often, and is bad again at once: another's will do.
+                    item.ours = false;
+                    self.work_on(cx, id);
+                } else if item.rounds > range.count {
                     mend.bad.extend(range.blocks());
                     mend.todo.pop();
                     self.work_on(cx, id);
@@ -581,7 +616,7 @@ impl Item {
     }
 }
 
-impl Mend {
+impl<P> Mend<P> {
     /// No holder has the block as the vote wants it: what most of the others want, if anything.
     fn next_best(&self, me: ServerId, item: Item) -> Option<Item> {
         let Item { range, sums, ours: _, holders: _, left: _, asked: _, rounds: _, mut out } = item;

@@ -15,6 +15,7 @@ mod dispatch;
 mod joiner;
 mod lease;
 mod leaving;
+mod load;
 mod mending;
 mod primary;
 mod reading;
@@ -33,6 +34,7 @@ use crate::store::{ReplicaMeta, StoreRequest, StoreResult};
 use activation::Activation;
 use backup::Backup;
 use joiner::Joiner;
+pub use load::Load;
 use primary::Primary;
 use suspicion::{Suspicion, Suspicions};
 

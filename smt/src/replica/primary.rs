@@ -65,10 +65,12 @@ pub(super) struct Primary<P> {
     first: Seq,
     in_flight: VecDeque<InFlight<P>>,
     held: VecDeque<Held<P>>,
+    /// Records in flight that are a mend's, of this one or of one that is over.
+    pub mend_records: usize,
     pub reads: BTreeMap<u64, ReadState>,
     pub repairs: BTreeMap<u64, Repair<P>>,
     /// Ranges being compared or rewritten, and those that are to be.
-    pub mends: BTreeMap<u64, Mend>,
+    pub mends: BTreeMap<u64, Mend<P>>,
     /// Blocks that members have found rotten in their copies, and which members.
     pub rotten: BTreeMap<u32, BTreeSet<ServerId>>,
     /// No rotten block is rewritten before this (M5).
@@ -100,6 +102,7 @@ impl<P> Primary<P> {
             first,
             in_flight: VecDeque::new(),
             held: VecDeque::new(),
+            mend_records: 0,
             reads: BTreeMap::new(),
             repairs: BTreeMap::new(),
             mends: BTreeMap::new(),
@@ -117,6 +120,12 @@ impl<P> Primary<P> {
             last_client_io: Tick(0),
             hangs: false,
         }
+    }
+
+    /// Clients' records in flight, and their requests held back. A mend's records have places of
+    /// their own: were they to wait for a client's, a client that waits for the mend might have it.
+    pub fn requests(&self) -> usize {
+        self.in_flight.len() - self.mend_records + self.held.len()
     }
 
     fn next(&self) -> Seq {
@@ -248,6 +257,9 @@ impl<P: Payload> Replica<P> {
             reply(cx, self.segment, asker, ReplyBody::Done);
             return;
         }
+        let is_primary = matches!(self.phase, Phase::Primary(_));
+        let unseen = is_primary && !cx.holds(Mutant::C1NoEpochCheck);
+        let epoch = if unseen { self.epoch() } else { epoch };
         let retry = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
         let answer = match &self.phase {
             Phase::Primary(_) | Phase::Activating(_) if epoch > self.epoch() => Some(retry),
@@ -255,9 +267,8 @@ impl<P: Payload> Replica<P> {
                 Some(ReplyBody::Stale { config: self.config.clone() })
             }
             Phase::Activating(_) => Some(retry),
-            Phase::Primary(primary) => (primary.seal.is_some()
-                || primary.in_flight.len() + primary.held.len()
-                    >= cx.settings.inflight_records_max)
+            Phase::Primary(primary) => (primary.seal.is_some() && cx.holds(Mutant::L5ServesOn)
+                || primary.requests() + primary.reads.len() >= cx.settings.inflight_records_max)
                 .then_some(retry),
             Phase::Faulted if self.is_lost(cx.me) => Some(ReplyBody::IoError),
             Phase::Idle | Phase::Backup(_) | Phase::Joiner(_) | Phase::Faulted => {
@@ -337,7 +348,9 @@ impl<P: Payload> Replica<P> {
         };
         let mending =
             is_write && primary.is_mending(range) && cx.settings.holds(Mutant::R3CompareInFlight);
-        let wait = if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
+        let wait = if is_write && !cx.settings.holds(Mutant::W6Unordered) {
+            mending || primary.repairs.values().any(|r| r.range.overlaps(range))
+        } else if is_write || cx.settings.holds(Mutant::R1ReadUncommitted) {
             mending || primary.is_busy(range) || primary.overlaps_held(range, is_write)
         } else {
             false
@@ -412,6 +425,7 @@ impl<P: Payload> Replica<P> {
             }
         }
         let broken = primary.broken.clone();
+        primary.mend_records += usize::from(matches!(origin, Origin::Mend(_)));
         primary.in_flight.push_back(InFlight {
             record: record.clone(),
             need: need.clone(),
@@ -527,8 +541,8 @@ impl<P: Payload> Replica<P> {
             let Phase::Primary(primary) = &mut self.phase else {
                 return;
             };
-            while primary.in_flight.front().is_some_and(|f| f.done) {
-                primary.in_flight.pop_front();
+            while let Some(f) = primary.in_flight.pop_front_if(|f| f.done) {
+                primary.mend_records -= usize::from(matches!(f.origin, Origin::Mend(_)));
                 primary.first = primary.first.next();
             }
             let first = primary.first;
@@ -559,19 +573,19 @@ impl<P: Payload> Replica<P> {
     }
 
     /// E4: whether this primary may go on under the config it has just adopted. Only if no member
-    /// is new to it, but for the joiner whose stream it has already started.
+    /// is new to it, but for the joiner whose stream it has already started, in the very epoch that
+    /// promoted it: an epoch later the same server may be in a new life, which has no stream.
     pub(super) fn may_go_on(&self, cx: &Context<P>, old: &SegmentConfig) -> bool {
         let Phase::Primary(primary) = &self.phase else {
             return false;
         };
         let own_life = self.config.primary_incarnation() == Some(cx.incarnation);
+        let just_promoted = self.epoch() == old.epoch.next();
         own_life
             && self.config.members.iter().all(|m| {
-                old.members.contains(m)
-                    || primary
-                        .copy
-                        .as_ref()
-                        .is_some_and(|c| c.target == m.server && c.was_proposed())
+                let is_joiner =
+                    primary.copy.as_ref().is_some_and(|c| c.target == m.server && c.was_proposed());
+                old.members.contains(m) || just_promoted && is_joiner
             })
     }
 
@@ -722,8 +736,10 @@ impl<P: Payload> Replica<P> {
             return false;
         }
         primary.seal = Some(Seal { at, released: true });
-        primary.leases.clear();
-        primary.leases_since = cx.now.after(1);
+        if cx.settings.holds(Mutant::L5ServesOn) {
+            primary.leases.clear();
+            primary.leases_since = cx.now.after(1);
+        }
         let commit = primary.commit();
         let joiner = primary.copy.as_ref().map(|c| c.target);
         let sealed_ns = cx.now.since(at);

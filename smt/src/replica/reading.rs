@@ -22,6 +22,9 @@ pub(super) struct ReadState {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum After {
     Read(u64),
+    /// What was repaired for this read is bad again at once. Nothing is written any more: a member
+    /// that has what our table wants answers it.
+    Instead(u64),
     /// The chunk goes back to the list; the next attempt will read it whole.
     Chunk(CopySession, u32),
     /// Somebody had looked, and nothing waits for it.
@@ -91,12 +94,7 @@ impl<P: Payload> Replica<P> {
                     return;
                 };
                 let hopeless = read.rounds > read.range.count;
-                if hopeless {
-                    // It was repaired that often, and is bad again at once.
-                    reply(cx, self.segment, read.asker, ReplyBody::IoError);
-                    self.advance_migration(cx);
-                    return;
-                }
+                let range = if hopeless { read.range } else { range };
                 if primary.is_busy(range) || primary.is_mending(range) {
                     // A write is replacing the block as we speak.
                     reply(cx, self.segment, read.asker, retry);
@@ -104,7 +102,8 @@ impl<P: Payload> Replica<P> {
                 }
                 let rounds = read.rounds + 1;
                 primary.reads.insert(id, ReadState { rounds, asked: None, ..read });
-                self.start_repair(cx, range, After::Read(id));
+                let after = if hopeless { After::Instead(id) } else { After::Read(id) };
+                self.start_repair(cx, range, after);
                 return;
             }
             StoreResult::Done
@@ -165,7 +164,9 @@ impl<P: Payload> Replica<P> {
             cx.send(peer, message);
             return;
         }
+        let instead = matches!(repair.after, After::Instead(_));
         if !repair.unheard
+            && !instead
             && let Some((data, sums)) = repair.most_agreed()
         {
             let request = StoreRequest::Write { range, data, sums };
@@ -174,16 +175,20 @@ impl<P: Payload> Replica<P> {
         }
         let (after, unheard) = (repair.after, repair.unheard);
         primary.repairs.remove(&id);
-        if range.count > 1 {
+        if range.count > 1 && !instead {
             // Nobody has all of it; somebody may have each. What needs it finds the others bad
             // again afterwards.
             self.start_repair(cx, BlockRange::new(range.first, 1), after);
             return;
         }
-        let blocks = range.blocks().collect();
-        cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: false });
+        // Nobody has all that is to be read instead; its blocks may be good on several.
+        let unheard = unheard || range.count > 1;
+        if !instead || !unheard {
+            let blocks = range.blocks().collect();
+            cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: false });
+        }
         match after {
-            After::Read(read) => {
+            After::Read(read) | After::Instead(read) => {
                 let Phase::Primary(primary) = &mut self.phase else {
                     return;
                 };
@@ -223,12 +228,20 @@ impl<P: Payload> Replica<P> {
         }
         repair.asked = None;
         let range = repair.range;
+        let wanted = repair.ours.clone();
         match content {
             Some((data, sums))
                 if data.blocks() == range.count
                     && crate::payload::verify(&data, &sums, self.segment, range.first) =>
             {
-                if *sums == *repair.ours || !cx.settings.holds(Mutant::R3FromUnverified) {
+                if let After::Instead(read) = repair.after
+                    && *sums == *wanted
+                {
+                    primary.repairs.remove(&id);
+                    self.on_client_read(cx, read, StoreResult::Data { data, sums });
+                    self.settle_mends(cx);
+                    self.admit_held(cx);
+                } else if *sums == *wanted || !cx.settings.holds(Mutant::R3FromUnverified) {
                     let request = StoreRequest::Write { range, data, sums };
                     self.store(cx, request, Pending::Repair(id));
                 } else {
@@ -253,7 +266,7 @@ impl<P: Payload> Replica<P> {
         let blocks = repair.range.blocks().collect();
         cx.report(Report::Mismatch { segment: self.segment, blocks, repaired: true });
         match repair.after {
-            After::Read(read) => {
+            After::Read(read) | After::Instead(read) => {
                 if let Some(read_state) = primary.reads.get_mut(&read) {
                     read_state.asked = Some(cx.now);
                     let range = read_state.range;

@@ -18,7 +18,7 @@ use crate::ids::*;
 use crate::map::SegmentConfig;
 use crate::message::*;
 use crate::payload::Payload;
-use crate::replica::{Caller, Context, Links, Replica, ReplicaView};
+use crate::replica::{Caller, Context, Links, Load, Replica, ReplicaView};
 
 /// Whether a config from a peer can be worked with at all.
 fn is_sound(config: &SegmentConfig, segment: SegmentId) -> bool {
@@ -88,6 +88,12 @@ impl<P: Payload> Server<P> {
     #[must_use]
     pub fn replica(&self, segment: SegmentId) -> Option<ReplicaView> {
         self.replicas.get(&segment).map(Replica::view)
+    }
+
+    /// What waits at the replica of `segment`, if there is one here.
+    #[must_use]
+    pub fn load(&self, segment: SegmentId) -> Option<Load> {
+        self.replicas.get(&segment).map(Replica::load)
     }
 
     /// Whether a request to the store is for copying or reconciling, not for a client.
@@ -240,7 +246,7 @@ impl<P: Payload> Server<P> {
         let Caller { peer, incarnation, link } = caller;
         let newest = self.incoming.entry(peer).or_insert((incarnation, link));
         if (incarnation, link) < *newest {
-            return false;
+            return !self.settings.holds(Mutant::E3OldLinkHeard);
         }
         *newest = (incarnation, link);
         self.links.heard.insert(peer, now);
@@ -282,6 +288,8 @@ impl<P: Payload> Server<P> {
                     self.one(now, segment, actions, |r, cx| {
                         if r.grant(cx, caller, epoch) {
                             granted.push((segment, epoch));
+                        } else {
+                            r.correct(cx, caller, epoch);
                         }
                     });
                 }

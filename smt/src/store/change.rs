@@ -229,7 +229,9 @@ impl<P: Payload> Store<P> {
 
     fn flush_table(&mut self, key: u64, steps: &mut Vec<StoreStep<P>>) {
         let table = &mut self.table_sync;
-        if table.dirty.is_empty() && table.running.is_none() && table.waiting.is_empty() {
+        let is_clean =
+            table.dirty.is_empty() && table.running.is_none() && table.waiting.is_empty();
+        if is_clean || !self.rules.flush_table {
             self.finish(key, StoreResult::Done, steps);
         } else {
             table.waiting.push(Waiter::Request(key));
@@ -245,7 +247,9 @@ impl<P: Payload> Store<P> {
         }
         let dirty: Vec<u32> =
             regions.iter().copied().filter(|r| self.table_sync.dirty.contains(r)).collect();
-        self.table_sync.ranges.extend(self.regions.ranges(&dirty));
+        if self.rules.table_before_clear {
+            self.table_sync.ranges.extend(self.regions.ranges(&dirty));
+        }
         self.table_sync.waiting.push(Waiter::Clearing(regions));
     }
 

@@ -19,6 +19,10 @@ const ALL_RULES: Rules = Rules {
     ack_durable: true,
     zero_entry_synced: true,
     reads_checked: true,
+    in_order: true,
+    table_before_clear: true,
+    keeps_unsettled: true,
+    flush_table: true,
     entry_after_data: true,
     settle_at_open: true,
 };

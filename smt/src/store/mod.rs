@@ -92,6 +92,10 @@ struct Rules {
     zero_entry_synced: bool,
     /// R3: a read is checked before it is answered.
     reads_checked: bool,
+    in_order: bool,
+    table_before_clear: bool,
+    keeps_unsettled: bool,
+    flush_table: bool,
     /// Rule 1 above. No mutant of the simulator's; our own tests switch it off.
     entry_after_data: bool,
     /// Rule 3 above, likewise.
@@ -105,6 +109,10 @@ impl Rules {
             ack_durable: settings.holds(Mutant::W4AckBeforeDurable),
             zero_entry_synced: settings.holds(Mutant::D9ZeroEntryNotSynced),
             reads_checked: settings.holds(Mutant::R3ServeUnverified),
+            in_order: settings.holds(Mutant::W6Unordered),
+            table_before_clear: settings.holds(Mutant::D9IntentClearedEarly),
+            keeps_unsettled: settings.holds(Mutant::D9UnsettledCleared),
+            flush_table: settings.holds(Mutant::D9FlushWithoutTable),
             entry_after_data: true,
             settle_at_open: true,
         }
@@ -304,6 +312,7 @@ impl<P: Payload> Store<P> {
     ) {
         let exclusive_waits = self.requests.values().any(|r| matches!(r.lock, Lock::Whole));
         if self.failed.is_none() && !exclusive_waits {
+            let unsettled = if self.rules.keeps_unsettled { unsettled } else { &[] };
             self.begin_clearing(unsettled);
         }
         self.pump(table, steps);
@@ -342,7 +351,9 @@ impl<P: Payload> Store<P> {
         let key = self.next_key;
         self.next_key += 1;
         let lock = work.lock();
-        let blockers = self.requests.values().filter(|r| lock.waits_for(&r.lock)).count();
+        let in_order = self.rules.in_order;
+        let blockers =
+            self.requests.values().filter(|r| lock.waits_for_if(&r.lock, in_order)).count();
         if let Some(range) = work.changes() {
             self.regions.pin(range);
         }
@@ -490,12 +501,13 @@ impl<P: Payload> Store<P> {
     }
 
     fn finish(&mut self, key: u64, result: StoreResult<P>, steps: &mut Vec<StoreStep<P>>) {
+        let in_order = self.rules.in_order;
         let done = self.requests.remove(&key).expect("a request ends once");
         if let Some(range) = done.work.changes() {
             self.regions.unpin(range);
         }
         for (later, request) in self.requests.range_mut(key..) {
-            if request.lock.waits_for(&done.lock) {
+            if request.lock.waits_for_if(&done.lock, in_order) {
                 request.blockers -= 1;
                 if request.blockers == 0 {
                     self.ready.push_back(*later);

@@ -89,6 +89,12 @@ pub(super) enum Lock {
 }
 
 impl Lock {
+    /// The same, or with `in_order` false for the mutant that applies changes in any order.
+    pub(super) fn waits_for_if(&self, earlier: &Lock, in_order: bool) -> bool {
+        let of_blocks = |lock: &Lock| matches!(lock, Lock::Read(_) | Lock::Write(_));
+        self.waits_for(earlier) && (in_order || !of_blocks(self) || !of_blocks(earlier))
+    }
+
     /// Whether a request with this lock has to wait for an `earlier` one.
     pub(super) fn waits_for(&self, earlier: &Lock) -> bool {
         match (earlier, self) {

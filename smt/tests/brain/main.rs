@@ -6,5 +6,6 @@
 mod fence;
 mod hands;
 mod joiner;
+mod lease;
 mod migration;
 mod rot;

@@ -181,6 +181,28 @@ fn a_lone_primary_whose_disk_fails_gives_up_a_joiner_that_is_not_whole() {
     assert!(commands.iter().any(|c| matches!(c, Command::AbortMigration { .. })), "{commands:?}");
 }
 
+/// E4. Told by `cargo sim 1737`: the Promote committed under the joiner's older life, the news of
+/// which made the newer one drop its stream, and the primary learned of both at once.
+#[test]
+fn a_joiners_stream_goes_on_only_in_the_epoch_that_promoted_it() {
+    for (epoch, life, goes_on) in [(2, 1, true), (3, 2, false)] {
+        let mut primary = primary();
+        primary.learn(with_joiner(of_one(1), 2));
+        let session = begun(&primary.said()).expect("the migration begins");
+        synced(&mut primary, session);
+        assert_eq!(promotes(&primary.proposed()), 1);
+        primary.said();
+        let mut promoted = config(epoch, &[1, 2]);
+        promoted.members[1].incarnation = Incarnation(life);
+        primary.learn(promoted);
+        primary.disk_works();
+        let said = primary.said();
+        let continues = said.iter().any(|body| matches!(body, PeerBody::Continue { .. }));
+        let adopts = said.iter().any(|body| matches!(body, PeerBody::Adopt { .. }));
+        assert_eq!((continues, adopts), (goes_on, !goes_on), "{said:?}");
+    }
+}
+
 /// M4: the joiner owes all it may; the next write takes its chunk back, even where that was
 /// verified and the root is already asked for.
 #[test]

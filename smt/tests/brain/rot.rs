@@ -1,6 +1,10 @@
 //! Rot: who may write over it, with what, and when members are compared (R3).
 
-use smt::message::{BlockCheck, Change, PeerBody, Record, ReplyBody, RequestBody};
+use std::collections::BTreeSet;
+
+use smt::message::{
+    BlockCheck, Change, LeaseMessage, PeerBody, Record, ReplyBody, RequestBody, ServerMessage,
+};
 use smt::server::{Comparison, Event, Report};
 use smt::store::{StoreRequest, StoreResult};
 use smt::*;
@@ -36,7 +40,11 @@ fn is_bad(server: &mut Hands) {
 
 /// Server 1 leads servers 2 and 3, and knows their links.
 fn primary() -> Hands {
-    let mut primary = Hands::of(1);
+    primary_with(|_| {})
+}
+
+fn primary_with(change: impl FnOnce(&mut Settings)) -> Hands {
+    let mut primary = Hands::with_settings(1, change);
     primary.link_up(2);
     primary.link_up(3);
     primary.learn(config(5, &[1, 2, 3]));
@@ -274,6 +282,77 @@ fn fetched_for(primary: &mut Hands, wanted: BlockRange) -> u64 {
     let [PeerBody::Fetch { id, range, raw: false }] = said[..] else { panic!("{said:?}") };
     assert_eq!(range, wanted);
     id
+}
+
+/// The disk takes what it is given and does not give it back. Told by `cargo sim 198`: the client
+/// was answered with an error, though two members had its block.
+#[test]
+fn a_read_of_what_does_not_stay_repaired_is_answered_with_another_members_copy() {
+    let mut primary = primary();
+    let sent = Tick(1 << 40);
+    for peer in [2, 3] {
+        let segments = vec![(SEGMENT, Epoch(5))];
+        let message = ServerMessage::Lease(LeaseMessage::Grant { sent, segments });
+        primary.tell(Event::Answer { peer: ServerId(peer), link: LinkId(1), message });
+    }
+    let (data, sums) = data(GOOD);
+    let write = StoreRequest::Write { range: BLOCK, data: data.clone(), sums: sums.clone() };
+    primary.ask(1, 0, RequestBody::Read { range: BLOCK });
+    for written in [Some(write.clone()), Some(write), None] {
+        primary.disk_answers(StoreResult::BadBlocks { blocks: vec![BLOCK.first] });
+        primary.disk_answers(StoreResult::Sums { sums: vec![GOOD_SUM] });
+        let id = fetched_for(&mut primary, BLOCK);
+        primary.asked();
+        let content = Some((data.clone(), sums.clone()));
+        primary.answer(3, PeerBody::Fetched { id, content });
+        assert_eq!(primary.asked(), Vec::from_iter(written.clone()));
+        if written.is_some() {
+            assert_eq!(primary.replies(), []);
+            primary.disk_answers(StoreResult::Done);
+        }
+    }
+    assert_eq!(primary.replies(), [ReplyBody::Data { data, sums }]);
+}
+
+/// The numbers of the records that went out since this was asked last.
+fn numbers(primary: &mut Hands) -> BTreeSet<Seq> {
+    let said = primary.said();
+    let number = |body: &PeerBody<Blocks>| match body {
+        PeerBody::Replicate { record, .. } => Some(record.seq),
+        _ => None,
+    };
+    said.iter().filter_map(number).collect()
+}
+
+/// I11. Four blocks of the primary's are to be zero, each by itself: a mend of four records. They
+/// were all in the tail at once, beyond its limit, and clients were told to come again for it.
+#[test]
+fn mends_have_two_places_in_the_tail_and_take_none_of_the_clients() {
+    let mut primary = primary_with(|settings| settings.inflight_records_max = 2);
+    let range = BlockRange::new(0, 7);
+    primary.tell(Event::Compare { segment: SEGMENT, range, io: IoId(7) });
+    let said = primary.said();
+    let asked = said.iter().find_map(|body| match body {
+        PeerBody::SumsOf { id, .. } => Some(*id),
+        _ => None,
+    });
+    let id = asked.expect("the members are asked for their sums");
+    primary.disk_answers(StoreResult::Sums { sums: vec![5, 6, 5, 6, 5, 6, 5] });
+    for peer in [2, 3] {
+        primary.answer(peer, PeerBody::Summed { id, sums: vec![0, 6, 0, 6, 0, 6, 0] });
+    }
+    assert_eq!(numbers(&mut primary), BTreeSet::from([Seq(1), Seq(2)]));
+    primary.write(1, 7);
+    primary.write(2, 0);
+    assert_eq!(numbers(&mut primary), BTreeSet::from([Seq(3)]), "the other waits for the mend");
+    assert_eq!(primary.replies(), []);
+    primary.write(3, 7);
+    assert!(matches!(primary.replies()[..], [ReplyBody::Retry { .. }]));
+    primary.disk_works();
+    for peer in [2, 3] {
+        primary.answer(peer, PeerBody::ReplicateAck { seq: Seq(1) });
+    }
+    assert_eq!(numbers(&mut primary), BTreeSet::from([Seq(4)]), "one place is free again");
 }
 
 /// A member's copy that verifies, but is not what our table wants, may be an old one: it is taken

@@ -8,8 +8,11 @@
 //! Leaves to others: when an operation ends (`world`), and in which order they are asked for
 //! (`smt::store`).
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use damage::WriteFault;
 use smallvec::SmallVec;
 use smt::store::{DeviceOp, DeviceResult, ReplicaMeta, Table};
 use smt::{BlockRange, Geometry, SegmentId};
@@ -88,10 +91,16 @@ pub struct File {
     changes: u64,
     /// Blocks whose content was damaged at rest, and what it had been.
     rot: BTreeMap<u32, u64>,
-    /// Blocks whose table entry was damaged, and what their content and entry had been.
+    /// Blocks that went back to something older, entry and all, and what both had been.
     hidden: BTreeMap<u32, (u64, u64)>,
     /// Blocks that cannot be read until they are written again.
     unreadable: BTreeSet<u32>,
+    /// Blocks whose table entry was damaged, and what it had been.
+    bad_entries: BTreeMap<u32, u64>,
+    /// The last damage of a block's entry: its disk may show that until the next is durable.
+    flipped: BTreeMap<u32, u64>,
+    /// Damaged blocks that were read since.
+    seen: BTreeSet<u32>,
 }
 
 impl File {
@@ -108,6 +117,9 @@ impl File {
             rot: BTreeMap::new(),
             hidden: BTreeMap::new(),
             unreadable: BTreeSet::new(),
+            bad_entries: BTreeMap::new(),
+            flipped: BTreeMap::new(),
+            seen: BTreeSet::new(),
             meta,
         }
     }
@@ -128,7 +140,20 @@ impl File {
             // The entry follows, once the data is durable; until then the damage is what it is.
             self.hidden.insert(block, (content, *entry));
         }
+        self.seen.remove(&block);
         self.data[at(block)].set(content, change);
+    }
+
+    fn set_entry(&mut self, block: u32, sum: u64) {
+        let change = self.change();
+        // The damage is on the disk: a power cut may still bring it back, as a mismatch.
+        self.bad_entries.remove(&block);
+        self.hidden.remove(&block);
+        if sum == 0 {
+            // What is under a zero entry is nobody's data.
+            self.mend_block(block);
+        }
+        self.table[at(block)].set(sum, change);
     }
 
     /// Regions whose intent bit is set, as found at start.
@@ -155,12 +180,17 @@ impl File {
         let region = block / self.geometry.region_blocks;
         let in_doubt = self.intent[at(region)].outcomes().all(|bit| bit != 0);
         let rotten = self.rot.get(&block).copied();
+        let bad_entry = self.bad_entries.get(&block).copied();
         let mut found = SmallVec::new();
         if let Some((content, _)) = self.hidden.get(&block) {
             found.push((*content, false));
             return found;
         }
         for entry in self.table[at(block)].outcomes() {
+            let entry = bad_entry.unwrap_or(entry);
+            if self.flipped.get(&block) == Some(&entry) {
+                continue;
+            }
             for content in self.data[at(block)].outcomes() {
                 let content = rotten.unwrap_or(content);
                 found.push(if entry == 0 {
@@ -178,7 +208,12 @@ impl File {
     #[must_use]
     pub fn may_mismatch(&self, block: u32) -> bool {
         let rotten = self.rot.get(&block).copied();
+        let bad_entry = self.bad_entries.get(&block).copied();
         self.table[at(block)].outcomes().any(|entry| {
+            let entry = bad_entry.unwrap_or(entry);
+            if self.flipped.get(&block) == Some(&entry) {
+                return false;
+            }
             let differs = |d: u64| entry != sum_of(rotten.unwrap_or(d), self.segment, block);
             entry != 0 && self.data[at(block)].outcomes().any(differs)
         })
@@ -197,100 +232,6 @@ impl File {
             of(data.durable),
             of(data.visible)
         )
-    }
-
-    /// Whether the block is good and durable here, and nothing is on its way to it.
-    #[must_use]
-    pub fn is_settled(&self, block: u32) -> bool {
-        let (data, entry) = (self.data[at(block)], self.table[at(block)]);
-        data.change == 0
-            && entry.visible != 0
-            && self.is_consistent(block)
-            && !self.is_block_damaged(block)
-    }
-
-    /// Damages a block at rest. Refuses where damage could hide what is being tested: data on its
-    /// way, zeroes, and blocks already damaged.
-    pub fn flip_bit(&mut self, block: u32, rng: &mut Rng) -> bool {
-        if !self.is_settled(block) {
-            return false;
-        }
-        let content = self.data[at(block)].visible;
-        self.rot.insert(block, content);
-        self.data[at(block)] = Cell::of(content ^ (1 << rng.below(64)));
-        true
-    }
-
-    /// Makes a block at rest unreadable, under the same conditions.
-    pub fn lose_sector(&mut self, block: u32) -> bool {
-        if !self.is_settled(block) {
-            return false;
-        }
-        self.rot.insert(block, self.data[at(block)].visible);
-        self.unreadable.insert(block);
-        true
-    }
-
-    /// Damages the table entry of a block at rest, under the same conditions. Not to zero: that
-    /// reads as zeroes, and is another member's to notice.
-    pub fn flip_entry(&mut self, block: u32, rng: &mut Rng) -> bool {
-        if !self.is_settled(block) {
-            return false;
-        }
-        let entry = self.table[at(block)].visible;
-        let flipped = (entry ^ (1 << rng.below(64))).max(1);
-        if flipped == entry {
-            return false;
-        }
-        self.hidden.insert(block, (self.data[at(block)].visible, entry));
-        self.table[at(block)] = Cell::of(flipped);
-        true
-    }
-
-    /// The data of `from` stands where that of `block` belongs, under the same conditions: the
-    /// device wrote it to the wrong place.
-    pub fn misdirect(&mut self, from: u32, block: u32) -> bool {
-        let (ours, theirs) = (self.data[at(block)].visible, self.data[at(from)].visible);
-        if !self.is_settled(block) || ours == theirs {
-            return false;
-        }
-        self.rot.insert(block, ours);
-        self.data[at(block)] = Cell::of(theirs);
-        true
-    }
-
-    /// A block goes back to something it once was, table and all (`zero`: the table's page is
-    /// from before it was ever written).
-    pub fn go_back(&mut self, block: u32, zero: bool, rng: &mut Rng) {
-        let now = (self.data[at(block)].visible, self.table[at(block)].visible);
-        self.hidden.insert(block, now);
-        if zero {
-            self.table[at(block)] = Cell::of(0);
-        } else {
-            let old = rng.bits();
-            self.data[at(block)] = Cell::of(old);
-            self.table[at(block)] = Cell::of(sum_of(old, self.segment, block));
-        }
-    }
-
-    pub fn is_damaged(&self) -> bool {
-        !self.rot.is_empty() || !self.hidden.is_empty()
-    }
-
-    pub fn is_block_damaged(&self, block: u32) -> bool {
-        self.rot.contains_key(&block) || self.hidden.contains_key(&block)
-    }
-
-    /// Takes all damage back, as if it had never been.
-    pub fn mend(&mut self) {
-        for (block, content) in std::mem::take(&mut self.rot) {
-            self.data[at(block)] = Cell::of(content);
-        }
-        for (block, (content, entry)) in std::mem::take(&mut self.hidden) {
-            self.data[at(block)] = Cell::of(content);
-            self.table[at(block)] = Cell::of(entry);
-        }
-        self.unreadable.clear();
     }
 }
 
@@ -372,6 +313,17 @@ impl Disk {
 
     /// Ends an operation well. None if a crash ended it first.
     pub fn finish(&mut self, segment: SegmentId, op: u64) -> Option<DeviceResult<Blocks>> {
+        self.finish_with(segment, op, None)
+    }
+
+    /// Ends an operation as one that went well. If it writes, `bad` says what became of its first
+    /// block in truth, and where that went if it went elsewhere.
+    pub fn finish_with(
+        &mut self,
+        segment: SegmentId,
+        op: u64,
+        bad: Option<(WriteFault, u32)>,
+    ) -> Option<DeviceResult<Blocks>> {
         let Running { what, covers } = self.running.remove(&(segment, op))?;
         match what {
             DeviceOp::Create { meta } => {
@@ -398,7 +350,12 @@ impl Disk {
             }
             DeviceOp::WriteData { range, data } => {
                 for (block, &content) in range.blocks().zip(&data.0) {
-                    file.write_block(block, content);
+                    match bad {
+                        Some((fault, elsewhere)) if block == range.first => {
+                            file.write_badly(block, content, fault, elsewhere);
+                        }
+                        Some(_) | None => file.write_block(block, content),
+                    }
                 }
             }
             DeviceOp::SyncData => {
@@ -413,6 +370,8 @@ impl Disk {
             }
             DeviceOp::ReadData { range, zero } => {
                 let wanted = |b: &u32| range.contains(*b) && !zero.contains(b);
+                let seen: Vec<u32> = range.blocks().filter(|b| file.is_block_damaged(*b)).collect();
+                file.seen.extend(seen.into_iter().filter(wanted));
                 if file.unreadable.iter().any(wanted) {
                     return Some(DeviceResult::Unreadable);
                 }
@@ -448,18 +407,26 @@ impl Disk {
         self.running.get(&(segment, op)).map(|r| &r.what)
     }
 
-    /// Drops an operation that did nothing.
-    pub fn refuse(&mut self, segment: SegmentId, op: u64) {
-        self.running.remove(&(segment, op));
+    /// Ends an operation that did nothing, with the device's words for that.
+    pub fn refuse(
+        &mut self,
+        segment: SegmentId,
+        op: u64,
+        result: DeviceResult<Blocks>,
+    ) -> Option<DeviceResult<Blocks>> {
+        self.running.remove(&(segment, op)).map(|_| result)
     }
 
     /// The process died (`power`: and the machine with it). Reboots into what is left.
-    pub fn crash(&mut self, power: bool, rng: &mut Rng) {
+    /// `torn_ppm`: how likely power leaves an unsynced block half written.
+    pub fn crash(&mut self, power: bool, torn_ppm: u32, rng: &mut Rng) {
         for ((segment, _), running) in std::mem::take(&mut self.running) {
             self.tear(segment, running, rng);
         }
         if power {
             for file in self.files.values_mut() {
+                file.mend_undetectable();
+                file.tear_unsynced(rng, torn_ppm);
                 for cell in file.data.iter_mut().chain(&mut file.table).chain(&mut file.intent) {
                     cell.power_cut(rng);
                 }
@@ -549,18 +516,14 @@ impl Table for FileTable<'_> {
     fn set(&mut self, first: u32, sums: &[u64]) {
         let Some(file) = &mut self.file else { return };
         for (block, &sum) in (first..).zip(sums) {
-            let change = file.change();
-            file.hidden.remove(&block);
-            file.table[at(block)].set(sum, change);
+            file.set_entry(block, sum);
         }
     }
 
     fn set_zero(&mut self, range: BlockRange) {
         let Some(file) = &mut self.file else { return };
         for block in range.blocks() {
-            let change = file.change();
-            file.hidden.remove(&block);
-            file.table[at(block)].set(0, change);
+            file.set_entry(block, 0);
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod plan;
 pub mod range;
 pub mod rng;
 pub mod run;
+pub mod table;
 pub mod trace;
 pub mod world;
 

@@ -1,8 +1,8 @@
 //! `cargo sim`: runs seeds of the simulator, and shows what went wrong.
 //!
 //! `cargo sim SEED` replays one seed; `--seeds A..B` runs many; `--hunt MUTANT` looks for seeds
-//! that catch a mutant, and `--mutants` does so for all of them. Exits with 1 when a promise was
-//! broken (with `--hunt` and `--mutants`: when a mutant was not caught).
+//! that catch a mutant, and `--mutants` does so for all of them; `--table` counts them. Exits with 1
+//! when a promise was broken (with `--hunt`, `--mutants` and `--table`: when a mutant was not caught).
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,9 +10,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use sim::mutants::{MUTANTS, by_name, name_of};
+use sim::mutants::{MUTANTS, NOT_CAUGHT, by_name, name_of};
 use sim::range::{Summary, hunt, run_range};
 use sim::run::TAIL_LINES;
+use sim::table;
 use sim::world::Counts;
 use sim::{Outcome, STEPS, Task, run};
 use smt::Mutant;
@@ -50,6 +51,16 @@ struct Args {
     /// Look for seeds of all mutants.
     #[arg(long)]
     mutants: bool,
+    /// Print in how many seeds each mutant, or the one of --mutant, is caught; rare ones over up to
+    /// ten times as many.
+    #[arg(long)]
+    table: bool,
+    /// With --table: over how many times as many seeds a rare mutant runs, at most.
+    #[arg(long, default_value_t = 10)]
+    rare: u64,
+    /// Print the table as JSON.
+    #[arg(long)]
+    json: bool,
     /// Print `pinned.rs` anew: the first seeds that catch each mutant.
     #[arg(long)]
     pin: bool,
@@ -70,11 +81,17 @@ fn mutant(name: &str) -> Result<Mutant, String> {
 }
 
 fn main() -> ExitCode {
-    let Args { seed, seeds, steps, mutant, trace, lines, jobs, hunt, mutants, pin } = Args::parse();
+    let args = Args::parse();
+    let Args { seed, seeds, steps, mutant, trace, lines, jobs, .. } = args;
+    let Args { hunt, mutants, table, rare, json, pin, .. } = args;
     let mut out = io::stdout().lock();
     if pin {
         let pinned = print_pinned(&mut out, seeds.unwrap_or(1..10_001), steps, jobs);
         return if pinned.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) };
+    }
+    if table {
+        let all = print_table(&mut out, seeds.unwrap_or(1..401), rare, steps, mutant, jobs, json);
+        return if all.unwrap_or(false) { ExitCode::SUCCESS } else { ExitCode::from(1) };
     }
     let done = match (seed, seeds, hunt, mutants) {
         (Some(seed), None, None, false) => one(&mut out, seed, steps, mutant, trace, lines),
@@ -185,6 +202,44 @@ fn hunts(
         )?;
         out.flush()?;
         all_caught &= !found.is_empty();
+    }
+    Ok(all_caught)
+}
+
+/// The table of the mutants, or of one. Whether each was caught that no reason excuses.
+fn print_table(
+    out: &mut impl Write,
+    seeds: Range<u64>,
+    rare: u64,
+    steps: u64,
+    only: Option<Mutant>,
+    jobs: usize,
+    json: bool,
+) -> io::Result<bool> {
+    let most = (seeds.end - seeds.start) * rare.max(1);
+    let without = table::broken_without(seeds.clone(), steps, jobs);
+    let mut rows = Vec::new();
+    let mut all_caught = without.is_empty();
+    if !json {
+        writeln!(out, "| mutant | caught in | median step | by |\n|---|---|---|---|")?;
+    }
+    for &(name, mutant) in MUTANTS.iter().filter(|(_, m)| only.is_none_or(|only| only == *m)) {
+        let row = table::row(mutant, seeds.clone(), most, steps, jobs, &without);
+        all_caught &= row.caught > 0 || NOT_CAUGHT.iter().any(|(excused, _)| *excused == name);
+        if json {
+            eprintln!("{}", row.markdown());
+            rows.push(row.json());
+        } else {
+            writeln!(out, "{}", row.markdown())?;
+            out.flush()?;
+        }
+    }
+    if json {
+        let steps_each = steps;
+        let broken: Vec<u64> = without.into_iter().collect();
+        let table =
+            serde_json::json!({ "steps": steps_each, "broken_without": broken, "mutants": rows });
+        writeln!(out, "{table:#}")?;
     }
     Ok(all_caught)
 }

@@ -52,6 +52,35 @@ pub struct Faults {
     pub slow_disk: u32,
     /// The primary is cut off, and a backup restarted and elected at once (L3, L4, R2).
     pub usurp: u32,
+    /// A bit of a table entry at rest is flipped.
+    pub entry_rot: u32,
+    /// A device says that a write is done, and nothing was written.
+    pub lost_write: u32,
+    /// A write leaves its block half new.
+    pub torn_write: u32,
+    /// A write lands on another block of the file.
+    pub misdirected: u32,
+    /// Some reads of a disk fail, and later ones do not.
+    pub read_error: u32,
+    /// A disk is full when a file, or a block, is to be written.
+    pub no_space: u32,
+    /// A disk answers nothing for a while.
+    pub hung_disk: u32,
+    /// The primary is stopped until about the end of its leases, and replaced meanwhile.
+    pub lease_end: u32,
+    /// Every machine loses power at once.
+    pub blackout: u32,
+}
+
+/// Who may write the volume (A5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, each to its own blocks, and nobody ever attached.
+    Open,
+    /// One at a time, everywhere, and the others read.
+    Exclusive,
+    /// All who attached to share it, each to its own blocks.
+    Shared,
 }
 
 /// Everything a seed decides before its world starts.
@@ -60,9 +89,7 @@ pub struct Plan {
     pub seed: u64,
     pub servers: usize,
     pub clients: usize,
-    /// The volume has one writer at a time, and the others read (A1). Otherwise all write, each
-    /// to its own blocks.
-    pub exclusive: bool,
+    pub access: Access,
     pub segments: u32,
     pub replicas: u8,
     pub geometry: Geometry,
@@ -86,6 +113,18 @@ pub struct Plan {
     pub cut_at_promote_ppm: u32,
     /// Probability that the old primary crashes right after a Promote.
     pub crash_after_promote_ppm: u32,
+    /// Probability that a block whose write was not synced is torn by a power cut.
+    pub torn_ppm: u32,
+    /// Probability that a new primary dies when it has told a member to start.
+    pub crash_before_active_ppm: u32,
+    /// Probability that a joiner dies when it is told that Sync starts.
+    pub kill_joiner_ppm: u32,
+    /// Probability that all power goes when an activation asks, or mends, a member.
+    pub blackout_ppm: u32,
+    /// Probability that a client that attaches reads the map from a server that is behind.
+    pub stale_map_ppm: u32,
+    /// Probability that the connection is reset on which an activation mends a member.
+    pub reset_at_fix_ppm: u32,
     /// Operations of one client at once.
     pub inflight_max: usize,
     pub think_ns: u64,
@@ -98,6 +137,30 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A world of the seed's pace in which nothing goes wrong: four servers, three replicas.
+    #[must_use]
+    pub fn quiet(seed: u64) -> Plan {
+        Plan {
+            servers: 4,
+            replicas: 3,
+            segments: 2,
+            access: Access::Open,
+            faults: Faults::default(),
+            drift_ppm: 0,
+            residue_ns: 0,
+            lost_proposal_ppm: 0,
+            cut_at_promote_ppm: 0,
+            crash_after_promote_ppm: 0,
+            torn_ppm: 0,
+            crash_before_active_ppm: 0,
+            kill_joiner_ppm: 0,
+            blackout_ppm: 0,
+            stale_map_ppm: 0,
+            reset_at_fix_ppm: 0,
+            ..Plan::of_seed(seed, None)
+        }
+    }
+
     #[must_use]
     pub fn of_seed(seed: u64, mutant: Option<Mutant>) -> Plan {
         let mut rng = Rng::new(seed);
@@ -119,7 +182,7 @@ impl Plan {
             retry_after_ns: MS,
             copy_window: r.range_u32(1, 4),
             forward_backlog_blocks_max: Rng::new(seed ^ 0x00ba_c106).range(1, 24),
-            inflight_records_max: 64,
+            inflight_records_max: [4, 8, 64][Rng::new(seed ^ 0x0000_10ad).index(3)],
             chunk_attempts_max: 3,
             forget_grace_ns: r.range(50, 300) * MS,
             mutant,
@@ -155,6 +218,15 @@ impl Plan {
             rot,
             slow_disk,
             usurp,
+            entry_rot,
+            lost_write,
+            torn_write,
+            misdirected,
+            read_error,
+            no_space,
+            hung_disk,
+            lease_end,
+            blackout,
         } = &mut faults;
         for (weight, typical) in [
             (kill, 10),
@@ -180,11 +252,40 @@ impl Plan {
                 *weight = typical * r.range_u32(1, 4);
             }
         }
-        // A generator of its own, so that the rest of the plan is as it was.
-        let exclusive = Rng::new(seed ^ 0x00a7_7ac4).below(3) == 0;
-        if exclusive {
-            faults.client_crash = faults.client_crash.max(3) * 8;
+        // Generators of their own, so that the rest of the plan is as it was.
+        let mut rare = Rng::new(seed ^ 0x00dd_fa17);
+        for (weight, typical) in [
+            (entry_rot, 3),
+            (lost_write, 4),
+            (torn_write, 3),
+            (misdirected, 3),
+            (read_error, 3),
+            (no_space, 2),
+            (hung_disk, 2),
+            (lease_end, 4),
+            (blackout, 1),
+        ] {
+            if rare.coin() {
+                *weight = typical * rare.range_u32(1, 3);
+            }
         }
+        let access = match Rng::new(seed ^ 0x00a7_7ac4).below(6) {
+            0 | 1 => Access::Exclusive,
+            2 => Access::Shared,
+            _ => Access::Open,
+        };
+        match access {
+            Access::Exclusive => faults.client_crash = faults.client_crash.max(3) * 8,
+            Access::Shared => faults.client_crash = faults.client_crash.max(3) * 3,
+            Access::Open => {}
+        }
+        let mut rarely = || if rare.coin() { rare.range_u32(20_000, 300_000) } else { 0 };
+        let torn_ppm = rarely();
+        let crash_before_active_ppm = rarely();
+        let kill_joiner_ppm = rarely();
+        let blackout_ppm = rarely() / 8;
+        let stale_map_ppm = rarely() * 2;
+        let reset_at_fix_ppm = rarely() * 2;
         let targeted = |r: &mut Rng| {
             if r.coin() { r.range_u32(100_000, 700_000) } else { 0 }
         };
@@ -192,7 +293,7 @@ impl Plan {
             seed,
             servers: usize::try_from(servers).expect("a handful"),
             clients: usize::try_from(r.range(2, 3)).expect("a handful"),
-            exclusive,
+            access,
             segments: r.range_u32(2, 3),
             replicas,
             geometry: Geometry { segment_blocks: 16, chunk_blocks: 4, region_blocks: 8 },
@@ -209,6 +310,12 @@ impl Plan {
             lost_proposal_ppm: if r.coin() { r.range_u32(0, 300_000) } else { 0 },
             cut_at_promote_ppm: targeted(r),
             crash_after_promote_ppm: targeted(r),
+            torn_ppm,
+            crash_before_active_ppm,
+            kill_joiner_ppm,
+            blackout_ppm,
+            stale_map_ppm,
+            reset_at_fix_ppm,
             inflight_max: usize::try_from(r.range(1, 6)).expect("a handful"),
             think_ns: r.range(300, 6_000) * US,
             run_blocks: r.range(3, 6),

@@ -21,7 +21,7 @@ pub const STEPS: u64 = 20_000;
 /// I6: how long, in simulated time, the cluster may take to be whole once faults have stopped.
 const WHOLE_WITHIN_NS: u64 = 8_000 * MS;
 
-/// How long everything rests before it is compared.
+/// How long everything rests before it is damaged once more, or compared.
 const REST_NS: u64 = 200 * MS;
 
 /// Lines of the trace a report shows, unless told otherwise.
@@ -123,6 +123,13 @@ fn play(world: &mut World, steps: u64) {
     while world.counts.steps < steps && world.violation.is_none() {
         world.step();
     }
+    if world.violation.is_none() {
+        finish(world);
+    }
+}
+
+/// Faults stop; everything has to become whole again, and is compared.
+pub(crate) fn finish(world: &mut World) {
     world.make_peace();
     world.set_stage(Stage::Finish);
     wait_until_whole(world, "after the faults stopped");
@@ -134,10 +141,7 @@ fn play(world: &mut World, steps: u64) {
     world.plant_divergence();
     scrub(world, "while old copies were looked for");
     world.set_stage(Stage::Rest);
-    let rested = world.now_ns() + REST_NS;
-    while world.now_ns() < rested && world.violation.is_none() {
-        world.step();
-    }
+    rest(world);
     if world.violation.is_none() {
         world.judge_end();
     }
@@ -148,6 +152,15 @@ fn scrub(world: &mut World, when: &str) {
     world.begin_scrub();
     wait_until_whole(world, when);
     world.end_scrub();
+    // What was suspected last may still be on its way to be written anew.
+    rest(world);
+}
+
+fn rest(world: &mut World) {
+    let rested = world.now_ns() + REST_NS;
+    while world.now_ns() < rested && world.violation.is_none() {
+        world.step();
+    }
 }
 
 /// I6.

@@ -50,7 +50,7 @@ fn a_sync_covers_only_what_was_written_before_it_started() {
         write(&mut disk, 3, 0, 11);
         write(&mut disk, 4, 1, 12);
         disk.finish(SEGMENT, 2);
-        disk.crash(true, &mut Rng::new(seed));
+        disk.crash(true, 0, &mut Rng::new(seed));
         assert!([10, 11].contains(&content(&disk, 0)), "seed {seed}");
         assert!([0, 12].contains(&content(&disk, 1)), "seed {seed}");
     }
@@ -62,9 +62,9 @@ fn a_power_cut_loses_some_of_what_was_not_synced_and_a_kill_none() {
     for seed in 0..64 {
         let mut killed = disk();
         write(&mut killed, 1, 0, 10);
-        killed.crash(false, &mut Rng::new(seed));
+        killed.crash(false, 0, &mut Rng::new(seed));
         assert_eq!(content(&killed, 0), 10);
-        killed.crash(true, &mut Rng::new(seed));
+        killed.crash(true, 0, &mut Rng::new(seed));
         *(if content(&killed, 0) == 10 { &mut kept } else { &mut lost }) += 1;
     }
     assert!(lost > 8 && kept > 8, "{lost} lost, {kept} kept");
@@ -92,7 +92,7 @@ fn what_a_power_cut_leaves_is_among_the_outcomes_foreseen() {
         let foreseen: Vec<Vec<u64>> = (0..2)
             .map(|b| disk.files[&SEGMENT].outcomes(b).iter().map(|(c, _)| *c).collect())
             .collect();
-        disk.crash(true, &mut rng);
+        disk.crash(true, 0, &mut rng);
         for (block, outcomes) in (0..).zip(&foreseen) {
             let left = disk.files[&SEGMENT].content(block);
             assert!(outcomes.contains(&left), "block {block}: {left} not in {outcomes:?}");

@@ -26,6 +26,8 @@ pub struct Write {
     acked: Option<u64>,
     /// When the client heard so.
     responded: Option<u64>,
+    /// When it heard that it failed, and will not happen any more (C5).
+    failed: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -79,6 +81,7 @@ impl History {
             sent: 0,
             acked: None,
             responded: None,
+            failed: None,
         });
         let index = block.writes.len() - 1;
         block.current.push(index);
@@ -166,12 +169,15 @@ impl History {
         }
     }
 
-    /// The client heard that the write failed. What was never sent never happened.
-    pub fn failed(&mut self, (place, index): WriteId) {
-        if let Some(block) = self.blocks.get_mut(&place)
-            && block.writes[index].sent == 0
-        {
+    /// The client heard that the write failed. What was never sent never happened; what was sent may
+    /// have happened by now, and, if it is `over`, will not any more (C5).
+    pub fn failed(&mut self, (place, index): WriteId, over: bool) {
+        let stamp = self.stamp();
+        let Some(block) = self.blocks.get_mut(&place) else { return };
+        if block.writes[index].sent == 0 {
             block.current.retain(|&i| i != index);
+        } else if over {
+            block.writes[index].failed = Some(stamp);
         }
     }
 
@@ -230,11 +236,16 @@ impl History {
             ops.clear();
             ops.extend_from_slice(&block.reads);
             for w in &block.writes {
-                let Write { client: _, value, submitted, sent, acked: _, responded } = *w;
+                let Write { client: _, value, submitted, sent, acked: _, responded, failed } = *w;
                 if sent == 0 && responded.is_none() {
                     continue;
                 }
                 let invoked = if sent == 0 { submitted } else { sent };
+                // Nobody saw it: it did not happen. Somebody did: it did, before it was given up.
+                // Whose zeroes were seen, nobody knows.
+                let is_seen = value != 0 && block.reads.iter().any(|r| r.value == value);
+                let seen = |end: u64| is_seen.then_some(end);
+                let responded = responded.or(failed.and_then(seen));
                 ops.push(BlockOp { value, is_write: true, invoked, responded });
             }
             match check_block(&ops) {

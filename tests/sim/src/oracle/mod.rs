@@ -3,16 +3,21 @@
 //!
 //! Invariant: the oracle only looks. A run with it and a run without it take the same steps.
 
+pub mod accounts;
 pub mod active;
 pub mod alike;
 pub mod attach;
 pub mod checked;
+pub mod copies;
 pub mod cover;
 pub mod epochs;
 pub mod flush;
 pub mod gone;
 pub mod history;
+pub mod limits;
 pub mod linear;
+pub mod refused;
+pub mod served;
 
 use std::fmt;
 

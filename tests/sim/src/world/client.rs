@@ -9,21 +9,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use smt::client::{
-    Client, ClientAction, ClientError, ClientEvent, ClientSettings, OpResult, VolumeConfig,
-    VolumeRequest,
-};
+use smt::client::{Client, ClientAction, ClientError, ClientEvent, OpResult, VolumeRequest};
 use smt::config::MS;
 use smt::map::SegmentConfig;
-use smt::message::{ClientReply, ClientRequest, RequestBody};
-use smt::{BLOCK_BYTES, ClientId, MapVersion, Mutant, OpId, SegmentId, ServerId, Session, Tick};
+use smt::message::{ClientReply, ClientRequest, ReplyBody, RequestBody};
+use smt::{ClientId, MapVersion, OpId, SegmentId, ServerId, Session, Tick};
 
+use super::attach::open;
 use super::consensus::Consensus;
 use super::{What, World};
 use crate::network::{Packet, Side};
 use crate::oracle::history::WriteId;
+use crate::oracle::{Violation, refused};
 use crate::payload::Blocks;
-use crate::plan::Plan;
+use crate::plan::{Access, Plan};
 
 /// How often a client looks at the clock, if nothing makes it look sooner.
 const TICK_NS: u64 = 20 * MS;
@@ -45,7 +44,7 @@ pub enum Stage {
 
 /// An operation, as its caller remembers it.
 #[derive(Debug)]
-enum Op {
+pub(super) enum Op {
     Read {
         first: u64,
         invoked: u64,
@@ -54,9 +53,9 @@ enum Op {
         writes: Vec<WriteId>,
     },
     Flush,
-    /// The attachment under this token is complete when it is.
+    /// The attachment is complete when it is.
     Fence {
-        writer: u64,
+        generation: u64,
     },
     /// A lock, to be granted, and the write that is to follow.
     Hold {
@@ -70,9 +69,15 @@ pub(super) struct ClientHost {
     pub id: ClientId,
     brain: Client<Blocks>,
     /// The token it writes under; 0 for none.
-    writer: u64,
+    pub writer: u64,
+    /// Which attachment that is; 0 for none.
+    pub generation: u64,
     /// It attached, and is not through with its fence.
-    fencing: bool,
+    pub fencing: bool,
+    /// Requests its servers refused for good, and blocks they sent that were wrong.
+    refusals: u64,
+    /// The newest map it has known.
+    version: MapVersion,
     pub connections: BTreeMap<ServerId, usize>,
     sessions: BTreeMap<ServerId, Session>,
     ops: BTreeMap<OpId, Op>,
@@ -89,36 +94,21 @@ pub(super) struct ClientHost {
     segments: Vec<SegmentId>,
 }
 
-/// The attachment of a client that has just read the map.
-fn attach(plan: &Plan, consensus: &Consensus, writer: u64) -> Client<Blocks> {
-    let delta = consensus.delta(MapVersion(0));
-    let config = VolumeConfig {
-        volume: delta.volume,
-        version: delta.to,
-        size_blocks: delta.size_bytes.expect("nobody deletes the volume") / BLOCK_BYTES,
-        segment_blocks: plan.geometry.segment_blocks,
-        configs: delta.segments,
-        writer,
-        read_only: plan.exclusive && writer == 0,
-    };
-    let settings = ClientSettings {
-        overlap_lock: plan.settings.holds(Mutant::C4NoOverlapLock),
-        ..plan.client.clone()
-    };
-    Client::new(config, settings).expect("the volume has blocks")
-}
-
 impl ClientHost {
     pub fn new(index: usize, plan: &Plan, consensus: &Consensus) -> ClientHost {
         let mut configs: Vec<&SegmentConfig> = consensus.configs().collect();
         configs.sort_by_key(|c| c.index);
-        let writer = u64::from(plan.exclusive && index == 0);
+        let writer = u64::from(plan.access == Access::Exclusive && index == 0);
+        let version = consensus.version();
         ClientHost {
             index,
             id: ClientId(u64::try_from(index).expect("few clients") + 1),
-            brain: attach(plan, consensus, writer),
+            brain: open(plan, consensus, writer, version),
             writer,
+            generation: writer,
             fencing: writer > 0,
+            refusals: 0,
+            version,
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
             ops: BTreeMap::new(),
@@ -136,6 +126,11 @@ impl ClientHost {
         let session = self.sessions.entry(server).or_insert(Session(0));
         *session = session.next();
         *session
+    }
+
+    /// Nothing it was asked for is under way.
+    pub fn is_idle(&self) -> bool {
+        self.ops.is_empty()
     }
 
     /// Answers to reads that did not match their checksums.
@@ -163,59 +158,7 @@ impl World {
         self.after(TICK_NS, What::ClientTick { client });
         self.after(2 * MS, What::Think { client });
         self.fence(client);
-    }
-
-    /// A1: a client that attached makes sure of it, before it writes.
-    fn fence(&mut self, client: usize) {
-        let c = &self.clients[client];
-        let writer = c.writer;
-        if !c.fencing {
-            return;
-        }
-        if !self.plan.settings.holds(Mutant::A1NoFence) {
-            self.fenced(client, writer);
-            return;
-        }
-        let op = self.next_op(client, Op::Fence { writer });
-        self.tell(client, ClientEvent::Submit { op, request: VolumeRequest::Fence });
-    }
-
-    fn fenced(&mut self, client: usize, writer: u64) {
-        self.clients[client].fencing = false;
-        self.counts.attachments += 1;
-        let stamp = self.history.stamp();
-        self.attachments.complete(writer, stamp);
-        let id = self.clients[client].id;
-        self.say(None, || format!("c{id} has attached under writer token {writer}"));
-    }
-
-    /// Who writes, where one alone may.
-    pub(super) fn writer(&self) -> Option<usize> {
-        let of = |c: &ClientHost| if self.plan.exclusive { c.writer } else { 0 };
-        (0..self.clients.len())
-            .filter(|&c| of(&self.clients[c]) > 0)
-            .max_by_key(|&c| of(&self.clients[c]))
-    }
-
-    /// Another process, in the place of this client, asks the map for the volume, whoever has it.
-    pub(super) fn take_over(&mut self, client: usize) {
-        let clients = u64::try_from(self.clients.len()).expect("few clients");
-        // Identities tell the place: the next free one that is this client's.
-        while (self.next_client - 1) % clients != u64::try_from(client).expect("few clients") {
-            self.next_client += 1;
-        }
-        let id = ClientId(self.next_client);
-        self.next_client += 1;
-        let command = self.consensus.attach_command(id);
-        self.propose(None, command);
-    }
-
-    /// The map gave a client the volume.
-    pub(super) fn attached(&mut self, id: ClientId, writer: u64) {
-        let clients = u64::try_from(self.clients.len()).expect("few clients");
-        let client = small((id.0 - 1) % clients);
-        self.install(client, id, writer);
-        self.fence(client);
+        self.join_sharers(client);
     }
 
     fn blocks(&self) -> u64 {
@@ -249,7 +192,7 @@ impl World {
         let area = if self.rng.below(5) == 0 { blocks } else { self.plan.hot_blocks.min(blocks) };
         let first = self.rng.below(area);
         let count = if self.rng.coin() { 1 } else { self.rng.range(1, 5) };
-        let is_reader = self.plan.exclusive && (c.writer == 0 || c.fencing);
+        let is_reader = self.plan.access != Access::Open && (c.writer == 0 || c.fencing);
         if self.rng.below(16) >= self.plan.writes_of_16 || is_reader {
             self.read(client, first, count.min(blocks - first));
             return;
@@ -281,7 +224,7 @@ impl World {
     /// Blocks near `first` that this client may write.
     fn ours(&self, client: usize, first: u64, count: u64) -> Option<(u64, u64)> {
         let blocks = self.blocks();
-        if self.plan.exclusive {
+        if self.plan.access == Access::Exclusive {
             return Some((first, count.min(blocks - first)));
         }
         // The run of ours that is nearest.
@@ -294,7 +237,7 @@ impl World {
         (first < blocks).then(|| (first, count.min((turn + 1) * run - first).min(blocks - first)))
     }
 
-    fn next_op(&mut self, client: usize, op: Op) -> OpId {
+    pub(super) fn next_op(&mut self, client: usize, op: Op) -> OpId {
         let stamp = self.history.stamp();
         let c = &mut self.clients[client];
         c.next_op += 1;
@@ -343,13 +286,14 @@ impl World {
         let mut writes = Vec::with_capacity(contents.len());
         for (block, &content) in (first..).zip(contents) {
             let place = self.place(client, block);
+            self.served.written(place.0, place.1, content);
             writes.push(self.history.submit_write(id, place, content));
         }
         writes
     }
 
     /// Gives the brain of a client an event, and does what it asks for.
-    fn tell(&mut self, client: usize, event: ClientEvent<Blocks>) {
+    pub(super) fn tell(&mut self, client: usize, event: ClientEvent<Blocks>) {
         let mut events = VecDeque::from([event]);
         let mut actions = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -375,18 +319,14 @@ impl World {
             }
         }
         if self.clients[client].brain.dead() == Some(ClientError::Fenced) {
-            // It lost the volume. Who comes in its place reads.
+            // It lost the volume. Who comes in its place reads, or asks to share it.
             let id = self.clients[client].id;
             self.say(None, || format!("c{id} was fenced"));
-            let clients = u64::try_from(self.clients.len()).expect("few clients");
-            let mine = u64::try_from(client).expect("few clients");
-            while (self.next_client - 1) % clients != mine {
-                self.next_client += 1;
-            }
-            let id = ClientId(self.next_client);
-            self.next_client += 1;
-            self.install(client, id, 0);
+            let id = self.next_id(client);
+            self.install(client, id, 0, 0);
+            self.join_sharers(client);
         }
+        self.judge_version(client);
         if let Some(Tick(at)) = self.clients[client].brain.next_wake() {
             let at = at.max(self.now + WAKE_MIN_NS);
             if at < self.clients[client].wakes_at {
@@ -451,11 +391,16 @@ impl World {
         }
         let c = &mut self.clients[client];
         let invoked_at = c.invoked.remove(&op).unwrap_or(0);
-        let writer = c.writer;
+        let generation = c.generation;
+        let refusals = c.refusals + c.brain.mismatches();
         let is_failed = matches!(result, OpResult::Failed(_));
         // A flush with nothing to flush asks nobody, and promises nothing new.
         if !is_failed && !matches!(was, Op::Flush) {
-            let verdict = self.attachments.succeeded(writer, invoked_at);
+            let verdict = self.attachments.succeeded(generation, invoked_at);
+            self.judge(verdict);
+        }
+        if let OpResult::Failed(error) = &result {
+            let verdict = refused::check(*error, refusals);
             self.judge(verdict);
         }
         let counts = &mut self.counts;
@@ -477,12 +422,13 @@ impl World {
                     self.history.responded(write);
                 }
             }
-            (Op::Change { writes }, OpResult::Failed(_)) => {
+            (Op::Change { writes }, OpResult::Failed(error)) => {
+                let over = !matches!(error, ClientError::Fenced | ClientError::Gone);
                 for write in writes {
-                    self.history.failed(write);
+                    self.history.failed(write, over);
                 }
             }
-            (Op::Fence { writer }, OpResult::Done) => self.fenced(client, writer),
+            (Op::Fence { generation }, OpResult::Done) => self.fenced(client, generation),
             (
                 Op::Read { .. }
                 | Op::Change { .. }
@@ -519,6 +465,8 @@ impl World {
         session: Session,
         reply: ClientReply<Blocks>,
     ) {
+        let is_refusal = matches!(reply.body, ReplyBody::IoError | ReplyBody::Invalid);
+        self.clients[client].refusals += u64::from(is_refusal);
         self.tell(client, ClientEvent::Reply { server, session, reply });
     }
 
@@ -549,41 +497,69 @@ impl World {
     pub(super) fn replace_client(&mut self, client: usize) {
         let clients = u64::try_from(self.clients.len()).expect("few clients");
         let old = self.clients[client].id;
-        self.install(client, ClientId(old.0 + clients), 0);
+        self.install(client, ClientId(old.0 + clients), 0, 0);
         for host in &mut self.hosts {
             host.clients.retain(|(known, _), _| *known != old);
         }
     }
 
     /// A new process in the place of a client: under another identity, knowing nothing. What the
-    /// old one had under way may happen or not.
-    fn install(&mut self, client: usize, id: ClientId, writer: u64) {
+    /// old one had under way may happen or not. It reads the map wherever it likes.
+    pub(super) fn install(&mut self, client: usize, id: ClientId, writer: u64, generation: u64) {
+        let version = self.some_map();
+        self.install_by(client, id, writer, generation, version);
+    }
+
+    pub(super) fn install_by(
+        &mut self,
+        client: usize,
+        id: ClientId,
+        writer: u64,
+        generation: u64,
+        version: MapVersion,
+    ) {
         let place = self.hosts.len() + client;
         for (connection, _) in self.net.of(place) {
             self.net.sever(connection);
         }
         self.judge_mismatches(client);
-        let brain = attach(&self.plan, &self.consensus, writer);
+        let brain = open(&self.plan, &self.consensus, writer, version);
         let c = &mut self.clients[client];
         let old = c.id;
         c.id = id;
         c.brain = brain;
         c.writer = writer;
+        c.generation = generation;
         c.fencing = writer > 0;
+        c.version = version;
+        c.refusals = 0;
         c.ops.clear();
         c.invoked.clear();
         c.connections.clear();
         c.sessions.clear();
-        self.consensus.told[client] = self.consensus.version();
+        self.consensus.told[client] = version;
         self.consensus.deltas[client].clear();
-        self.say(None, || format!("c{old} dies, c{id} takes its place"));
+        self.say(None, || format!("c{old} dies, c{id} takes its place, by the map at {version}"));
         for to in 0..self.hosts.len() {
             let delay = self.rng.around(MS);
             self.after(delay, What::Dial { from: place, to, life: 0 });
         }
+        // What changed since that map comes with the news.
+        self.send_delta(client);
+    }
+
+    /// I9: what a client knows of the map never goes back.
+    fn judge_version(&mut self, client: usize) {
+        let c = &mut self.clients[client];
+        let (before, now) = (c.version, c.brain.version());
+        c.version = now;
+        if now < before {
+            let what = format!("client {} went back from map {before} to {now}", client + 1);
+            self.broken(Violation { invariant: "I9 one map", segment: None, what });
+        }
     }
 }
 
-fn small(n: u64) -> usize {
+pub(super) fn small(n: u64) -> usize {
     usize::try_from(n).expect("a few blocks")
 }

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use smt::map::{
-    AttachMode, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig, Server,
-    ServerState,
+    AttachMode, Attachment, Command, Criticality, Durability, Map, Refused, Reply, SegmentConfig,
+    Server, ServerState,
 };
 use smt::message::VolumeDelta;
 use smt::{
@@ -37,7 +37,10 @@ pub struct Consensus {
     geometry: Geometry,
     segments: u32,
     pub volume: VolumeId,
-    /// The configs each version changed; entry `i` is version `i + 1`.
+    volume_made: MapVersion,
+    /// Every entry, with the map's digest after it; entry `i` is version `i + 1`.
+    log: Vec<(Command, u128)>,
+    /// The configs each version changed, likewise.
     versions: Vec<Vec<SegmentConfig>>,
     /// Proposals on their way to the log, by ticket.
     pub proposals: BTreeMap<u64, Command>,
@@ -80,6 +83,8 @@ impl Consensus {
             geometry: plan.geometry,
             segments: plan.segments,
             volume: VolumeId(0),
+            volume_made: MapVersion(0),
+            log: Vec::new(),
             versions: Vec::new(),
             proposals: BTreeMap::new(),
             next_ticket: 0,
@@ -102,7 +107,10 @@ impl Consensus {
             durability: Durability::WriteThrough,
         };
         match consensus.commit(&create).1 {
-            Ok(Reply::VolumeCreated { id }) => consensus.volume = id,
+            Ok(Reply::VolumeCreated { id }) => {
+                consensus.volume = id;
+                consensus.volume_made = consensus.version();
+            }
             other => panic!("the volume was not made: {other:?}"),
         }
         consensus
@@ -110,20 +118,46 @@ impl Consensus {
 
     /// The first client has the volume before anything happens.
     pub fn attach_first(&mut self) {
-        let command = self.attach_command(ClientId(1));
+        let command = self.attach_command(ClientId(1), AttachMode::Exclusive, true);
         self.commit(&command).1.expect("nobody has it");
     }
 
-    /// Takes the volume, whoever has it.
-    pub fn attach_command(&self, client: ClientId) -> Command {
+    /// A wish for the volume; with `force`, whoever has it.
+    pub fn attach_command(&self, client: ClientId, mode: AttachMode, force: bool) -> Command {
         Command::Attach {
             volume: VOLUME.to_owned(),
             client,
             owner: format!("client {client}"),
-            mode: AttachMode::Exclusive,
-            expect_writer: Some(self.map.volume_by_name(VOLUME).map_or(0, |v| v.writer)),
+            mode,
+            expect_writer: force
+                .then(|| self.map.volume_by_name(VOLUME).map_or(0, |volume| volume.writer)),
             at_unix_ms: 0,
         }
+    }
+
+    pub fn detach_command(&self, client: ClientId, writer: u64) -> Command {
+        Command::Detach { volume: VOLUME.to_owned(), client, writer }
+    }
+
+    /// Who has the volume.
+    pub fn attachment(&self) -> Option<Attachment> {
+        self.map.volume(self.volume).and_then(|v| v.attachment.clone())
+    }
+
+    /// The version that made the volume: before it there was nothing to know.
+    pub fn first_version(&self) -> MapVersion {
+        self.volume_made
+    }
+
+    /// The entry that made `version`, and the map's digest there.
+    pub fn entry(&self, version: MapVersion) -> (&Command, u128) {
+        let index = usize::try_from(version.0 - 1).expect("versions are few");
+        let (command, digest) = &self.log[index];
+        (command, *digest)
+    }
+
+    pub fn map(&self) -> &Map {
+        &self.map
     }
 
     pub fn version(&self) -> MapVersion {
@@ -143,11 +177,7 @@ impl Consensus {
         self.map.server(server).map(|s| s.incarnation)
     }
 
-    pub fn check(&self) -> Result<(), String> {
-        self.map.check()
-    }
-
-    fn small(&self, config: &SegmentConfig) -> SegmentConfig {
+    pub fn small(&self, config: &SegmentConfig) -> SegmentConfig {
         SegmentConfig { geometry: self.geometry, ..config.clone() }
     }
 
@@ -175,6 +205,7 @@ impl Consensus {
             changed.push(Changed { before, after: config });
         }
         self.versions.push(after);
+        self.log.push((command.clone(), self.map.digest()));
         (changed, outcome)
     }
 

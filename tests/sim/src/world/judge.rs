@@ -1,22 +1,20 @@
 //! Judge: shows the oracle what it has to see.
 
-use smt::map::Command;
 use smt::message::{ClientReply, ReplyBody, ServerMessage};
 use smt::server::Report;
-use smt::{ClientId, LinkId, SegmentId, ServerId};
+use smt::{ClientId, LinkId, SegmentId, ServerId, Tick};
 
 use super::World;
-use super::consensus::Changed;
 use super::links::host_of;
-use super::log::{segment_of, short};
+use super::log::short;
 use crate::oracle::active::Active;
-use crate::oracle::{Violation, alike, cover, flush};
+use crate::oracle::{Violation, accounts, alike, cover, flush, limits};
 use crate::payload::Blocks;
 use smt::config::MS;
 
 impl World {
     /// Looks whom a server thinks it is, after it handled an event (I2).
-    pub(super) fn watch(&mut self, host: usize, about: Option<SegmentId>) {
+    pub(super) fn watch(&mut self, host: usize, about: Option<SegmentId>, now: Tick) {
         let Some(brain) = &self.hosts[host].brain else {
             return;
         };
@@ -29,6 +27,14 @@ impl World {
             let Some(view) = h.brain.as_ref().and_then(|b| b.replica(segment)) else {
                 continue;
             };
+            if let Some(load) = h.brain.as_ref().and_then(|b| b.load(segment)) {
+                // A server that was stopped, or whose tick is due, looks at the clock late.
+                let slack_ns = self.plan.tick_ns * 2 + h.late_ns;
+                let (id, settings) = (h.id, &self.plan.settings);
+                let verdict = limits::check(id, segment, &load, settings, now, slack_ns);
+                self.judge(verdict);
+            }
+            let h = &mut self.hosts[host];
             if !view.active {
                 h.active.remove(&segment);
                 continue;
@@ -136,54 +142,14 @@ impl World {
     /// unless the disk of the last member fails, with no joiner that may have become one.
     fn judge_io_error(&mut self, host: usize, segment: SegmentId) {
         let view = self.hosts[host].brain.as_ref().and_then(|b| b.replica(segment));
+        let current = self.consensus.config(segment).map(|c| c.epoch);
         if let Some(view) = view
+            && current == Some(view.epoch)
             && (view.config.members.len() > 1 || view.config.joining.is_some())
         {
             let config = short(&view.config);
             let what = format!("s{} answers EIO, though it has company: {config}", host + 1);
             self.broken(Violation::of("R3 good copies", segment, what));
-        }
-    }
-
-    /// Takes damage back where every member of the committed set would share it.
-    pub(super) fn mend_where_needed(&mut self, changed: &[Changed]) {
-        for Changed { before: _, after } in changed {
-            let any = after.members.iter().any(|m| {
-                let files = &self.hosts[host_of(m.server)].disk.files;
-                files.get(&after.segment).is_some_and(crate::disk::File::is_damaged)
-            });
-            if any {
-                self.mend_segment(after.segment);
-            }
-        }
-    }
-
-    /// A change of a segment's replica set is about to be tried: damage there goes first, so that
-    /// it is never the only copy that stays.
-    pub(super) fn mend_before(&mut self, command: &Command) {
-        if let Some(segment) = segment_of(command)
-            && !matches!(command, Command::Active { .. })
-            && self.at_war
-        {
-            self.mend_segment(segment);
-        }
-    }
-
-    fn mend_segment(&mut self, segment: SegmentId) {
-        self.forget_planted(Some(segment));
-        for host in &mut self.hosts {
-            if let Some(file) = host.disk.files.get_mut(&segment) {
-                file.mend();
-            }
-        }
-    }
-
-    pub(super) fn mend_damage(&mut self) {
-        self.forget_planted(None);
-        for host in &mut self.hosts {
-            for file in host.disk.files.values_mut() {
-                file.mend();
-            }
         }
     }
 
@@ -254,11 +220,7 @@ impl World {
             cover::check(&self.history, config, file_of, blocks)
         });
         self.judge(verdict);
-        let verdict = self.consensus.check().map_err(|what| Violation {
-            invariant: "I10 accounts",
-            segment: None,
-            what,
-        });
+        let verdict = accounts::check_all(self.consensus.map());
         self.judge(verdict);
         self.judge_comparisons();
         for client in 0..self.clients.len() {

@@ -8,7 +8,7 @@ use smt::{SegmentId, ServerId};
 use super::consensus::Changed;
 use super::links::{host_of, server_id};
 use super::{What, World};
-use crate::oracle::{cover, epochs};
+use crate::oracle::{accounts, cover, epochs};
 
 /// How often the orchestrator looks.
 const ORCHESTRATE_NS: u64 = 15 * MS;
@@ -31,6 +31,7 @@ impl World {
         if let Command::Promote { segment, .. } = command {
             self.target_promote(segment);
         }
+        self.watch_command(&command, false);
         let ticket = self.consensus.propose(command);
         let mut delay = self.rng.around(self.plan.commit_ns);
         if lagging {
@@ -52,7 +53,7 @@ impl World {
         let Some(command) = self.consensus.proposals.remove(&ticket) else {
             return;
         };
-        self.mend_before(&command);
+        let held = self.consensus.attachment();
         let (changed, outcome) = self.consensus.commit(&command);
         if self.trace.is_on() && !matches!(command, Command::MigrationProgress { .. }) {
             let version = self.consensus.version();
@@ -64,20 +65,26 @@ impl World {
             self.say(segment_of(&command), || format!("log {version}: {command:?}: {said}"));
         }
         if outcome.is_ok() {
+            self.watch_command(&command, true);
             self.count(&command, &changed);
         }
         for change in &changed {
             self.judge_change(change, &command);
         }
-        if let (Command::Attach { client, .. }, Ok(Reply::Attached { writer, .. })) =
-            (&command, &outcome)
-        {
-            self.attached(*client, *writer);
+        if let Ok(Reply::Attached { writer, .. }) = &outcome {
+            self.attached(&command, *writer, held.as_ref());
         }
+        let verdict = accounts::check(self.consensus.map(), &changed);
+        self.judge(verdict);
         if changed.is_empty() {
             return;
         }
-        self.mend_where_needed(&changed);
+        if let (Command::Promote { segment, .. }, Ok(_)) = (&command, &outcome)
+            && let Some(joiner) = changed.iter().find_map(promoted)
+        {
+            self.judge_promoted(*segment, joiner);
+        }
+        self.keep_a_good_copy();
         for host in 0..self.hosts.len() {
             self.schedule_push(host);
         }
@@ -168,6 +175,11 @@ impl World {
             .filter(|&s| !config.is_member(s))
             .collect()
     }
+}
+
+/// Who joined by a change that was a Promote.
+fn promoted(change: &Changed) -> Option<ServerId> {
+    change.before.as_ref().and_then(|before| before.joining).map(|joining| joining.target)
 }
 
 /// A wish for a migration, whoever has it.

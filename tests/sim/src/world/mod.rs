@@ -3,17 +3,22 @@
 //! Invariant: everything that happens is an event of the queue, ordered by time and then by when
 //! it was scheduled; every choice is drawn from the seed's generator. So a seed is a run.
 //!
-//! Split by part: `server` and `client` are the hands of the two brains, `consensus` is the log,
-//! `links` the connections, `nemesis` the faults, and `judge` tells the oracle.
+//! Split by part: `server` and `client` are the hands of the two brains, `attach` how clients come by the volume,
+//! `consensus` is the log,
+//! `links` the connections, `nemesis`, `damage` and `targets` the faults, and `judge` tells the oracle.
 
+mod attach;
 mod client;
 mod consensus;
+mod damage;
 mod judge;
 mod links;
 mod log;
 mod nemesis;
+mod scene;
 mod scrub;
 mod server;
+mod targets;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -22,17 +27,23 @@ use smt::SegmentId;
 use smt::config::MS;
 
 pub use client::Stage;
+pub use consensus::Changed;
+pub use scene::{Moment, Scene};
 
 use crate::network::{Network, Side};
 use crate::oracle::Violation;
 use crate::oracle::active::Active;
 use crate::oracle::attach::Attachments;
 use crate::oracle::history::History;
-use crate::plan::Plan;
+use crate::oracle::served::Served;
+use crate::plan::{Access, Plan};
 use crate::rng::Rng;
 use crate::trace::Trace;
+use attach::Granted;
 use client::ClientHost;
 use consensus::Consensus;
+use damage::Damages;
+use scene::Watch;
 use scrub::Scrub;
 use server::Host;
 
@@ -119,6 +130,12 @@ enum What {
         host: usize,
         life: u64,
     },
+    /// Every machine loses power.
+    Blackout,
+    /// A client that was given the volume opens it.
+    Open {
+        granted: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +177,7 @@ pub struct Counts {
     pub compared: u64,
     /// Copies damaged once faults had stopped.
     pub planted: u64,
+    pub damaged: u64,
     pub faulted: u64,
     pub undecided: u64,
 }
@@ -174,7 +192,7 @@ impl Counts {
 
     /// Each count with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 17] {
+    pub fn fields(&self) -> [(&'static str, u64); 18] {
         let Counts {
             steps,
             ops_done,
@@ -191,6 +209,7 @@ impl Counts {
             mismatches,
             compared,
             planted,
+            damaged,
             faulted,
             undecided,
         } = *self;
@@ -210,12 +229,13 @@ impl Counts {
             ("mismatches", mismatches),
             ("compared", compared),
             ("planted", planted),
+            ("damaged blocks", damaged),
             ("faulted replicas", faulted),
             ("undecided blocks", undecided),
         ]
     }
 
-    fn fields_mut(&mut self) -> [&mut u64; 17] {
+    fn fields_mut(&mut self) -> [&mut u64; 18] {
         [
             &mut self.steps,
             &mut self.ops_done,
@@ -232,6 +252,7 @@ impl Counts {
             &mut self.mismatches,
             &mut self.compared,
             &mut self.planted,
+            &mut self.damaged,
             &mut self.faulted,
             &mut self.undecided,
         ]
@@ -257,6 +278,12 @@ pub struct World {
     active: Active,
     attachments: Attachments,
     scrub: Scrub,
+    served: Served,
+    damages: Damages,
+    watch: Watch,
+    granted: Vec<Granted>,
+    /// Attachments made so far, sharers counted once.
+    generation: u64,
     /// The identity the next client process gets.
     next_client: u64,
     pub counts: Counts,
@@ -268,7 +295,7 @@ impl World {
     #[must_use]
     pub fn new(plan: Plan, trace: bool) -> World {
         let mut consensus = Consensus::new(&plan);
-        if plan.exclusive {
+        if plan.access == Access::Exclusive {
             consensus.attach_first();
         }
         let mut rng = Rng::new(plan.seed ^ 0x0123_4567_89ab_cdef);
@@ -298,6 +325,11 @@ impl World {
             active: Active::default(),
             attachments: Attachments::default(),
             scrub: Scrub::of(&plan),
+            damages: Damages::default(),
+            watch: Watch::default(),
+            served: Served::default(),
+            granted: Vec::new(),
+            generation: u64::from(plan.access == Access::Exclusive),
             next_client: u64::try_from(plan.clients).expect("a handful") + 1,
             counts: Counts::default(),
             trace: Trace::new(trace),
@@ -368,6 +400,8 @@ impl World {
             What::Think { client } => self.think(client),
             What::Delta { client } => self.deliver_delta(client),
             What::Crash { host, life } => self.crash_now(host, life),
+            What::Blackout => self.blackout(),
+            What::Open { granted } => self.open_volume(granted),
         }
     }
 
@@ -401,7 +435,9 @@ impl World {
             | What::GiveUp { .. }
             | What::Think { .. }
             | What::Delta { .. }
-            | What::Crash { .. } => None,
+            | What::Crash { .. }
+            | What::Blackout
+            | What::Open { .. } => None,
         }
     }
 
@@ -423,6 +459,11 @@ impl World {
         }
     }
 
+    /// Whether every segment has a primary that the map knows to serve.
+    fn is_served(&self) -> bool {
+        self.consensus.configs().all(|c| c.active == c.epoch)
+    }
+
     /// Faults stop, and everything that was broken on purpose is whole again.
     pub fn make_peace(&mut self) {
         self.at_war = false;
@@ -432,15 +473,16 @@ impl World {
             self.heal(fault);
         }
         self.consensus.outage_until = 0;
+        self.mend_damage();
         for host in 0..self.hosts.len() {
             let h = &mut self.hosts[host];
             h.lag_until = 0;
             h.slow_until = 0;
+            h.hung_until = 0;
             h.io_error = false;
+            h.no_space = false;
+            h.no_space_for_writes = false;
             let life = h.life;
-            for file in h.disk.files.values_mut() {
-                file.mend();
-            }
             self.resume(host, life);
             let life = self.hosts[host].life;
             self.restart(host, life);

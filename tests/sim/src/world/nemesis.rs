@@ -1,16 +1,17 @@
 //! Nemesis: what goes wrong, when, and to whom.
 //!
 //! Invariant: everything here is something that can happen to a real cluster, whoever runs it:
-//! even proposals nobody had a reason to make (S9). Damage at rest never strikes the last good
-//! copy of a block.
+//! even proposals nobody had a reason to make (S9). What damages blocks is in `damage`, what strikes
+//! at a moment of the protocol in `targets`.
 
 use smt::config::MS;
 use smt::map::{CauseKind, Command, SegmentConfig};
-use smt::{BlockRange, SegmentId, ServerId};
+use smt::{SegmentId, ServerId};
 
-use super::links::{host_of, server_id};
+use super::links::server_id;
 use super::log::migration;
 use super::{What, World};
+use crate::disk::WriteFault;
 use crate::network::Side;
 use crate::plan::{Faults, US};
 
@@ -34,9 +35,18 @@ enum Fault {
     Rot,
     SlowDisk,
     Usurp,
+    EntryRot,
+    LostWrite,
+    TornWrite,
+    Misdirected,
+    ReadError,
+    NoSpace,
+    HungDisk,
+    LeaseEnd,
+    Blackout,
 }
 
-fn weighted(faults: &Faults) -> [(Fault, u32); 18] {
+fn weighted(faults: &Faults) -> [(Fault, u32); 27] {
     let Faults {
         kill,
         power_cut,
@@ -56,6 +66,15 @@ fn weighted(faults: &Faults) -> [(Fault, u32); 18] {
         rot,
         slow_disk,
         usurp,
+        entry_rot,
+        lost_write,
+        torn_write,
+        misdirected,
+        read_error,
+        no_space,
+        hung_disk,
+        lease_end,
+        blackout,
     } = *faults;
     [
         (Fault::Kill, kill),
@@ -76,6 +95,15 @@ fn weighted(faults: &Faults) -> [(Fault, u32); 18] {
         (Fault::Rot, rot),
         (Fault::SlowDisk, slow_disk),
         (Fault::Usurp, usurp),
+        (Fault::EntryRot, entry_rot),
+        (Fault::LostWrite, lost_write),
+        (Fault::TornWrite, torn_write),
+        (Fault::Misdirected, misdirected),
+        (Fault::ReadError, read_error),
+        (Fault::NoSpace, no_space),
+        (Fault::HungDisk, hung_disk),
+        (Fault::LeaseEnd, lease_end),
+        (Fault::Blackout, blackout),
     ]
 }
 
@@ -128,11 +156,7 @@ impl World {
             }
             Fault::ClientCrash => {
                 let client = self.rng.index(self.clients.len());
-                if self.plan.exclusive {
-                    self.take_over(client);
-                } else {
-                    self.replace_client(client);
-                }
+                self.disturb_client(client);
             }
             Fault::Outage => {
                 let for_ns = self.rng.range(20, 300) * MS;
@@ -156,7 +180,28 @@ impl World {
                 self.propose(None, Command::RequestTransfer { segment, expect, server });
             }
             Fault::IoError => self.hosts[host].io_error = true,
-            Fault::Rot => self.rot(),
+            Fault::LostWrite => self.hosts[host].write_fault = Some(WriteFault::Lost),
+            Fault::TornWrite => self.hosts[host].write_fault = Some(WriteFault::Torn),
+            Fault::Misdirected => self.hosts[host].write_fault = Some(WriteFault::Misdirected),
+            Fault::ReadError => self.fail_reads(host),
+            Fault::NoSpace => {
+                // Mostly for a new file: a write that finds none takes its replica with it.
+                let h = &mut self.hosts[host];
+                if self.rng.below(6) == 0 {
+                    h.no_space_for_writes = true
+                } else {
+                    h.no_space = true
+                }
+            }
+            Fault::HungDisk => {
+                let for_ns = self.rng.range(20, 300) * MS;
+                self.say(None, || format!("the disk of s{} hangs", host + 1));
+                self.hosts[host].hung_until = self.now + for_ns;
+            }
+            Fault::LeaseEnd => self.stop_at_lease_end(),
+            Fault::Blackout => self.blackout(),
+            Fault::Rot => self.rot(false),
+            Fault::EntryRot => self.rot(true),
             Fault::SlowDisk => {
                 let for_ns = self.rng.range(10, 200) * MS;
                 self.say(None, || format!("the disk of s{} is slow", host + 1));
@@ -190,7 +235,7 @@ impl World {
         self.after(patience_ns, What::GiveUp { connection, side: Side::Dialer });
     }
 
-    fn lag(&mut self, host: usize, for_ns: u64) {
+    pub(super) fn lag(&mut self, host: usize, for_ns: u64) {
         self.say(None, || format!("s{} is cut from consensus for {} ms", host + 1, for_ns / MS));
         let until = self.now + for_ns;
         let h = &mut self.hosts[host];
@@ -198,7 +243,7 @@ impl World {
     }
 
     /// Both ways, or one of them.
-    fn paths_between(&mut self, a: usize, b: usize) -> Vec<(usize, usize)> {
+    pub(super) fn paths_between(&mut self, a: usize, b: usize) -> Vec<(usize, usize)> {
         match self.rng.below(4) {
             0 => vec![(a, b)],
             1 => vec![(b, a)],
@@ -230,7 +275,7 @@ impl World {
         self.block(paths, for_ns);
     }
 
-    fn some_config(&mut self) -> Option<SegmentConfig> {
+    pub(super) fn some_config(&mut self) -> Option<SegmentConfig> {
         let all: Vec<SegmentId> = self.consensus.configs().map(|c| c.segment).collect();
         let &segment = self.rng.pick(&all)?;
         self.consensus.config(segment).cloned()
@@ -286,154 +331,6 @@ impl World {
                     at_unix_ms: 0,
                 },
             );
-        }
-    }
-
-    /// Damages a block of one member, if every other member is there to mend it.
-    fn rot(&mut self) {
-        let Some(config) = self.some_config() else {
-            return;
-        };
-        let segment = config.segment;
-        let all_well = config.members.iter().all(|m| {
-            let h = &self.hosts[host_of(m.server)];
-            let file = h.disk.files.get(&segment);
-            h.is_up()
-                && m.incarnation == h.incarnation
-                && file.is_some_and(|f| !f.is_damaged() && f.meta.joining.is_none())
-        });
-        if !all_well || config.members.len() < 2 || config.active != config.epoch {
-            return;
-        }
-        let members: Vec<ServerId> = config.members.iter().map(|m| m.server).collect();
-        let server = *self.rng.pick(&members).expect("a set is never empty");
-        let all = BlockRange::new(0, config.geometry.segment_blocks);
-        for _ in 0..4 {
-            let block = self.rng.range_u32(0, all.end() - 1);
-            let good_elsewhere = members.iter().filter(|s| **s != server).all(|s| {
-                let file = self.hosts[host_of(*s)].disk.files.get(&segment);
-                file.is_some_and(|f| f.is_settled(block))
-            });
-            let files = &mut self.hosts[host_of(server)].disk.files;
-            let Some(file) = files.get_mut(&segment).filter(|_| good_elsewhere) else {
-                continue;
-            };
-            let is_lost = self.rng.below(3) == 0;
-            let done =
-                if is_lost { file.lose_sector(block) } else { file.flip_bit(block, &mut self.rng) };
-            if done {
-                let how = if is_lost { "cannot be read" } else { "has a flipped bit" };
-                self.say(Some(segment), || format!("block {block} of s{server} {how}"));
-            }
-        }
-    }
-
-    /// A Promote is on its way: cut off exactly one member, or the joiner.
-    pub(super) fn target_promote(&mut self, segment: SegmentId) {
-        if !self.at_war || !self.rng.chance(self.plan.cut_at_promote_ppm) {
-            return;
-        }
-        let Some(config) = self.consensus.config(segment).cloned() else {
-            return;
-        };
-        let mut places: Vec<ServerId> = config.members.iter().map(|m| m.server).collect();
-        places.extend(config.joining.map(|j| j.target));
-        let chosen = *self.rng.pick(&places).expect("a set is never empty");
-        let primary = host_of(config.primary);
-        let chosen = host_of(chosen);
-        let for_ns = self.rng.range(10, 150) * MS;
-        if chosen == primary {
-            let paths = (0..self.hosts.len())
-                .filter(|&o| o != primary)
-                .flat_map(|o| [(primary, o), (o, primary)])
-                .collect();
-            self.block(paths, for_ns);
-            // Whoever is promoted may at once be made primary, by a map this one does not hear of,
-            // while somebody goes on reading from it (L1).
-            if let Some(joining) = config.joining {
-                let client = self.rng.index(self.clients.len());
-                self.clients[client].lag_until = self.now + for_ns;
-                let host = host_of(joining.target);
-                for _ in 0..3 {
-                    let delay = self.rng.range(1, 20) * MS;
-                    self.after(delay, What::Usurp { segment, host });
-                }
-            }
-        } else {
-            let paths = self.paths_between(primary, chosen);
-            self.block(paths, for_ns);
-        }
-        if chosen == primary || self.rng.coin() {
-            self.lag(primary, for_ns);
-        }
-        self.say(Some(segment), || format!("s{} is cut off at the promotion", chosen + 1));
-    }
-
-    /// A Promote was committed: crash the primary from before, just then.
-    pub(super) fn target_promoted(&mut self, old_primary: ServerId) {
-        if self.at_war && self.rng.chance(self.plan.crash_after_promote_ppm) {
-            let host = host_of(old_primary);
-            let life = self.hosts[host].life;
-            let delay = self.rng.below(2 * MS);
-            self.after(delay, What::Crash { host, life });
-        }
-    }
-
-    /// The primary is cut from its peers and from consensus, but not from its clients; a backup
-    /// restarts and is elected at once. Whoever forgot a promise lets both of them serve.
-    fn prepare_usurpation(&mut self) {
-        let Some(config) = self.some_config() else {
-            return;
-        };
-        let primary = host_of(config.primary);
-        let backups: Vec<usize> =
-            config.members.iter().map(|m| host_of(m.server)).filter(|&h| h != primary).collect();
-        let Some(&backup) = self.rng.pick(&backups) else {
-            return;
-        };
-        let for_ns = self.rng.range(40, 200) * MS;
-        let paths = (0..self.hosts.len())
-            .filter(|&o| o != primary)
-            .flat_map(|o| [(primary, o), (o, primary)])
-            .collect();
-        self.say(Some(config.segment), || format!("s{} is to usurp s{}", backup + 1, primary + 1));
-        self.block(paths, for_ns);
-        self.lag(primary, for_ns);
-        // Somebody goes on talking to the old one: whoever writes, where one does.
-        let client = self.rng.index(self.clients.len());
-        let client = self.writer().unwrap_or(client);
-        self.clients[client].lag_until = self.now + for_ns;
-        if self.rng.below(3) > 0 {
-            let power = self.rng.coin();
-            self.crash(backup, power);
-            let life = self.hosts[backup].life;
-            let delay = self.rng.range(100, 2_000) * US;
-            self.after(delay, What::Restart { host: backup, life });
-        }
-        let delay = self.rng.range(1, 12) * MS;
-        self.after(delay, What::Usurp { segment: config.segment, host: backup });
-    }
-
-    pub(super) fn usurp(&mut self, segment: SegmentId, host: usize) {
-        let Some(config) = self.consensus.config(segment) else {
-            return;
-        };
-        let (expect, server) = (config.epoch, server_id(host));
-        if self.at_war && config.primary != server {
-            self.propose(None, Command::NewPrimary { segment, expect, server });
-            // And the volume is taken over while nobody is active (A1).
-            if let Some(writer) = self.writer()
-                && self.rng.coin()
-            {
-                self.take_over((writer + 1) % self.clients.len());
-            }
-        }
-    }
-
-    /// The process dies of a targeted fault, or to be repaired.
-    pub(super) fn crash_now(&mut self, host: usize, life: u64) {
-        if self.hosts[host].life == life && self.hosts[host].is_up() {
-            self.crash_and_restart(host, false);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 
 /// A block of one server's replica.
-type Copy = (usize, SegmentId, u32);
+pub(super) type Copy = (usize, SegmentId, u32);
 
 /// A comparison that was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -143,8 +143,12 @@ impl World {
         }
     }
 
-    /// The hosts of a segment's members, if all are there, and have this block, and no damage.
-    fn well(&self, segment: SegmentId, block: u32) -> Vec<usize> {
+    /// The hosts of a segment's members, if all are there, and have this block, and no damage, and
+    /// nobody can be asking around for it.
+    fn well(&mut self, segment: SegmentId, block: u32) -> Vec<usize> {
+        if !self.is_left_alone(segment, block, usize::MAX) {
+            return Vec::new();
+        }
         let Some(config) = self.consensus.config(segment) else {
             return Vec::new();
         };
@@ -170,6 +174,7 @@ impl World {
         };
         let done = file.flip_bit(block, &mut self.scrub.rng);
         if done {
+            self.note_damage(segment, block, host);
             self.say(Some(segment), || format!("block {block} of s{} rots", host + 1));
         }
         done
@@ -367,9 +372,15 @@ impl World {
         }
     }
 
-    /// Damage is taken back, and is nobody's to find any more: of one segment, or of all.
-    pub(super) fn forget_planted(&mut self, only: Option<SegmentId>) {
-        self.scrub.planted.retain(|(_, segment, _), _| only.is_some_and(|only| only != *segment));
+    /// Damage of these is taken back, and is nobody's to find any more.
+    pub(super) fn forget_planted(&mut self, copies: &[Copy]) {
+        for copy in copies {
+            self.scrub.planted.remove(copy);
+        }
+    }
+
+    pub(super) fn forget_all_planted(&mut self) {
+        self.scrub.planted.clear();
     }
 
     /// What the readers have not found yet, or not found equal; none if nothing is left.

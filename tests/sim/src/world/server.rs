@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use smt::config::MS;
-use smt::map::Command;
+use smt::map::{Command, Map};
+use smt::message::ServerMessage;
 use smt::server::{Action, Event, FoundReplica, Server};
 use smt::store::{DeviceOp, Store, StoreRequest, StoreResult, StoreStep};
 use smt::{
@@ -17,9 +18,9 @@ use smt::{
 use super::consensus::server_of;
 use super::links::{host_of, server_id};
 use super::{What, World};
-use crate::disk::{Disk, NO_FILE, needs_file};
+use crate::disk::{Disk, NO_FILE, WriteFault, needs_file};
 use crate::network::{Packet, Side};
-use crate::oracle::{checked, gone};
+use crate::oracle::{checked, copies, gone};
 use crate::payload::Blocks;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -43,6 +44,9 @@ pub(super) struct Host {
     clock_ppm: u64,
     stores: BTreeMap<SegmentId, Store<Blocks>>,
     pub disk: Disk,
+    /// Its copy of the map, and that copy as it was when it was last saved.
+    map: Map,
+    saved: Vec<u8>,
     known: MapVersion,
     push_due: bool,
     pub out: BTreeMap<ServerId, usize>,
@@ -54,6 +58,18 @@ pub(super) struct Host {
     pub lag_until: u64,
     /// The next operation of the disk that changes something fails.
     pub io_error: bool,
+    /// The next reads that fail.
+    pub read_errors: u32,
+    /// What becomes of the next write in truth.
+    pub write_fault: Option<WriteFault>,
+    /// The next file cannot be made.
+    pub no_space: bool,
+    /// The next write finds the file system full.
+    pub no_space_for_writes: bool,
+    /// How long its process was stopped, all in all: what it looks at the clock late.
+    pub late_ns: u64,
+    /// Nothing the disk was asked for ends before this.
+    pub hung_until: u64,
     /// The last headers written, so that two of one file do not change places.
     meta_ends: BTreeMap<SegmentId, u64>,
     /// Where it was last seen active, for the oracle.
@@ -77,6 +93,8 @@ impl Host {
             },
             stores: BTreeMap::new(),
             disk: Disk::default(),
+            map: Map::new(),
+            saved: Vec::new(),
             known: MapVersion(0),
             push_due: false,
             out: BTreeMap::new(),
@@ -86,9 +104,20 @@ impl Host {
             slow_until: 0,
             lag_until: 0,
             io_error: false,
+            read_errors: 0,
+            write_fault: None,
+            no_space: false,
+            no_space_for_writes: false,
+            hung_until: 0,
+            late_ns: 0,
             meta_ends: BTreeMap::new(),
             active: BTreeMap::new(),
         }
+    }
+
+    /// What its brain knows of the map; 0 for nothing yet.
+    pub fn known(&self) -> MapVersion {
+        self.known
     }
 
     pub fn is_up(&self) -> bool {
@@ -121,6 +150,7 @@ impl World {
         let settings = self.plan.settings.clone();
         h.brain = Some(Server::new(h.id, h.incarnation, settings, started, found));
         h.known = MapVersion(0);
+        h.map = restored(&h.saved);
         h.push_due = false;
         h.out.clear();
         h.next_link.clear();
@@ -128,6 +158,7 @@ impl World {
         h.clients.clear();
         h.active.clear();
         h.io_error = false;
+        h.no_space_for_writes = false;
         let life = h.life;
         let incarnation = h.incarnation;
         self.say(None, || format!("s{} starts, incarnation {incarnation}", host + 1));
@@ -199,7 +230,7 @@ impl World {
             let Some(brain) = &mut h.brain else { return };
             let about = about(&event);
             brain.handle(tick, event, &mut actions);
-            self.watch(host, about);
+            self.watch(host, about, tick);
             self.trace.fold(u64::try_from(actions.len()).expect("few actions"));
             for action in actions.drain(..) {
                 self.act(host, action, &mut events);
@@ -210,6 +241,13 @@ impl World {
     fn act(&mut self, host: usize, action: Action<Blocks>, events: &mut VecDeque<Event<Blocks>>) {
         match action {
             Action::Send { peer, link, message } => {
+                if let ServerMessage::Segment(m) = &message {
+                    self.target_message(host, host_of(peer), &m.body);
+                    self.watch_message(m.segment, &m.body);
+                    let id = self.hosts[host].id;
+                    let verdict = self.served.check_message(id, m.segment, &m.body);
+                    self.judge(verdict);
+                }
                 if let Some(&connection) = self.hosts[host].out.get(&peer)
                     && self.is_link(connection, link)
                 {
@@ -366,29 +404,16 @@ impl World {
     }
 
     pub(super) fn device_done(&mut self, host: usize, life: u64, segment: SegmentId, op: u64) {
-        let h = &mut self.hosts[host];
+        let h = &self.hosts[host];
         if h.life != life || !h.is_up() {
             return;
         }
-        let changes = match h.disk.what(segment, op) {
-            None => return,
-            Some(DeviceOp::ReadData { .. } | DeviceOp::ClearIntent { .. }) => false,
-            Some(
-                DeviceOp::Create { .. }
-                | DeviceOp::SetMeta { .. }
-                | DeviceOp::Intent { .. }
-                | DeviceOp::WriteData { .. }
-                | DeviceOp::SyncData
-                | DeviceOp::SyncTable { .. }
-                | DeviceOp::Delete,
-            ) => true,
-        };
-        let result = if changes && h.io_error {
-            h.io_error = false;
-            h.disk.fail(segment, op, &mut self.rng)
-        } else {
-            h.disk.finish(segment, op)
-        };
+        if h.hung_until > self.now {
+            let at = h.hung_until + self.rng.below(MS);
+            self.at(at, What::Device { host, life, segment, op });
+            return;
+        }
+        let result = self.end_device(host, segment, op);
         let Some(result) = result else { return };
         self.drive_store(host, segment, |store, table, steps| {
             store.device_done(op, result, table, steps);
@@ -404,7 +429,7 @@ impl World {
         h.brain = None;
         h.paused = None;
         h.stores.clear();
-        h.disk.crash(power, &mut self.rng);
+        h.disk.crash(power, self.plan.torn_ppm, &mut self.rng);
         h.active.clear();
         if power {
             h.clock_base = self.rng.below(1 << 40);
@@ -412,8 +437,7 @@ impl World {
         self.counts.crashes += 1;
         let how = if power { "loses power" } else { "is killed" };
         self.say(None, || format!("s{} {how}", host + 1));
-        // Damage at rest together with what a crash tears could be all copies of a block.
-        self.mend_damage();
+        self.keep_a_good_copy();
         let end = if power { 60 * MS } else { self.plan.latency_ns };
         self.cut_off(host, end);
     }
@@ -431,6 +455,7 @@ impl World {
             return;
         }
         h.paused = Some(Vec::new());
+        h.late_ns += for_ns * 2;
         let life = h.life;
         self.say(None, || format!("s{} is stopped for {} ms", host + 1, for_ns / MS));
         self.after(for_ns, What::Resume { host, life });
@@ -475,23 +500,44 @@ impl World {
             return;
         }
         h.push_due = false;
-        // Bootstrap wrote a version per server, and one for the volume.
-        let first = MapVersion(u64::try_from(self.plan.servers).expect("few servers") + 1);
-        let from = h.known.max(first);
+        let from = h.known.max(self.consensus.first_version()).max(h.map.version());
         let behind = if self.rng.below(4) == 0 { self.rng.below(4) } else { 0 };
         let floor = if h.known == MapVersion(0) { from } else { h.known.next() };
         let version = MapVersion(latest.0.saturating_sub(behind)).max(floor).min(latest);
-        let changed = self.consensus.news(h.known, version);
+        let since = h.known;
         h.known = version;
+        while h.map.version() < version {
+            let next = h.map.version().next();
+            let (command, digest) = self.consensus.entry(next);
+            // What the map refuses, it refuses everywhere.
+            let _ = h.map.apply(next, command, &self.plan.settings);
+            let verdict = copies::check(h.id, next, h.map.digest(), digest);
+            if let Err(violation) = verdict {
+                self.broken(violation);
+                return;
+            }
+        }
+        if self.rng.below(16) == 0 {
+            h.saved = postcard::to_stdvec(&h.map).expect("a map serialises into memory");
+        }
+        let (changed, deleted) = h.map.changed_since(since);
+        let changed = changed.iter().map(|config| self.consensus.small(config)).collect();
         self.say(None, || format!("s{} learns the map at version {version}", host + 1));
-        self.feed(host, Event::Map { version, changed, deleted: Vec::new() });
+        self.feed(host, Event::Map { version, changed, deleted });
         self.schedule_push(host);
     }
 }
 
+/// The map that was saved, or an empty one.
+fn restored(saved: &[u8]) -> Map {
+    if saved.is_empty() {
+        return Map::new();
+    }
+    postcard::from_bytes(saved).expect("what was saved is a map")
+}
+
 /// The segment an event is about; none when it may be about many.
 fn about(event: &Event<Blocks>) -> Option<SegmentId> {
-    use smt::message::ServerMessage;
     match event {
         Event::Request { message: ServerMessage::Segment(m), .. }
         | Event::Answer { message: ServerMessage::Segment(m), .. } => Some(m.segment),
