@@ -7,6 +7,7 @@
 
 use super::copying::Stage;
 use super::primary::Seal;
+use super::primary::reply;
 use super::*;
 use crate::map::MigrationState;
 
@@ -253,5 +254,56 @@ impl<P: Payload> Replica<P> {
             let command = Command::RequestTransfer { segment, expect, server };
             self.propose(cx, "untransfer", command);
         }
+    }
+
+    /// Stops taking requests; those held back are told to come again.
+    pub(super) fn seal(&mut self, cx: &mut Context<P>) {
+        let segment = self.segment;
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        if primary.seal.is_some() {
+            return;
+        }
+        primary.seal = Some(Seal { at: cx.now, released: false });
+        self.end_mends(cx);
+        let Phase::Primary(primary) = &mut self.phase else {
+            return;
+        };
+        for held in std::mem::take(&mut primary.held) {
+            let body = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
+            reply(cx, segment, held.asker, body);
+        }
+    }
+
+    /// L5: once drained, gives the leases back. True when that is done.
+    pub(super) fn release_if_drained(&mut self, cx: &mut Context<P>) -> bool {
+        let Phase::Primary(primary) = &mut self.phase else {
+            return false;
+        };
+        let Some(seal) = &mut primary.seal else {
+            return false;
+        };
+        let Seal { at, released } = *seal;
+        if released {
+            return true;
+        }
+        if !primary.is_drained() {
+            return false;
+        }
+        primary.seal = Some(Seal { at, released: true });
+        if cx.settings.holds(Mutant::L5ServesOn) {
+            primary.leases.clear();
+            primary.leases_since = cx.now.after(1);
+        }
+        let commit = primary.commit();
+        let joiner = primary.copy.as_ref().map(|c| c.target);
+        let sealed_ns = cx.now.since(at);
+        let peers = self.config.members.iter().map(|m| m.server).chain(joiner);
+        for peer in peers.filter(|&s| s != cx.me).collect::<Vec<_>>() {
+            let message = self.message(PeerBody::LeaseRelease { commit, sealed_ns });
+            cx.send(peer, message);
+        }
+        true
     }
 }

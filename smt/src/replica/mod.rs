@@ -17,6 +17,7 @@ mod lease;
 mod leaving;
 mod load;
 mod mending;
+mod own_disk;
 mod primary;
 mod reading;
 mod suspicion;

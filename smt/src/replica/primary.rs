@@ -45,8 +45,8 @@ pub(super) struct InFlight<P> {
 
 /// A request that overlaps one in flight, or a repair, and waits for it.
 #[derive(Debug)]
-struct Held<P> {
-    asker: Asker,
+pub(super) struct Held<P> {
+    pub asker: Asker,
     writer: u64,
     body: RequestBody<P>,
 }
@@ -64,7 +64,7 @@ pub(super) struct Seal {
 pub(super) struct Primary<P> {
     first: Seq,
     in_flight: VecDeque<InFlight<P>>,
-    held: VecDeque<Held<P>>,
+    pub held: VecDeque<Held<P>>,
     /// Records in flight that are a mend's, of this one or of one that is over.
     pub mend_records: usize,
     pub reads: BTreeMap<u64, ReadState>,
@@ -93,7 +93,7 @@ pub(super) struct Primary<P> {
     pub unverified_min: usize,
     pub last_client_io: Tick,
     /// Our own disk was found to hang, and somebody else asked to lead.
-    hangs: bool,
+    pub hangs: bool,
 }
 
 impl<P> Primary<P> {
@@ -138,7 +138,7 @@ impl<P> Primary<P> {
     }
 
     /// Since when our own disk owes an answer to a client's read or write.
-    fn disk_owes_since(&self) -> Option<Tick> {
+    pub fn disk_owes_since(&self) -> Option<Tick> {
         let write = self.in_flight.iter().find(|f| !f.local).map(|f| f.at);
         let read = self.reads.values().filter_map(|read| read.asked).min();
         write.into_iter().chain(read).min()
@@ -675,79 +675,5 @@ impl<P: Payload> Replica<P> {
         self.tick_repairs(cx);
         self.tick_mends(cx);
         self.tick_migration(cx);
-    }
-
-    /// Our own disk hangs. Nobody else can know, for we answer; so we ask that a member leads whose
-    /// stream is whole (S3, S9). Members that hang too were given up before, after half as long. Alone
-    /// we wait: there is no other copy.
-    fn tick_own_disk(&mut self, cx: &mut Context<P>) {
-        let (segment, expect) = (self.segment, self.epoch());
-        let Phase::Primary(primary) = &mut self.phase else {
-            return;
-        };
-        let limit_ns = cx.settings.own_disk_timeout_ns;
-        let hangs = primary.disk_owes_since().is_some_and(|at| cx.now.since(at) >= limit_ns);
-        let follows = |s: &ServerId| !primary.broken.contains(s) && cx.links.up.contains_key(s);
-        let others = self.config.members.iter().map(|m| m.server).filter(|&s| s != cx.me);
-        let successor = others.filter(follows).min();
-        let Some(server) = successor.filter(|_| hangs) else {
-            return;
-        };
-        if !primary.hangs {
-            primary.hangs = true;
-            cx.report(Report::DiskHangs { segment });
-        }
-        self.propose(cx, "new-primary", Command::NewPrimary { segment, expect, server });
-    }
-
-    /// Stops taking requests; those held back are told to come again.
-    pub(super) fn seal(&mut self, cx: &mut Context<P>) {
-        let segment = self.segment;
-        let Phase::Primary(primary) = &mut self.phase else {
-            return;
-        };
-        if primary.seal.is_some() {
-            return;
-        }
-        primary.seal = Some(Seal { at: cx.now, released: false });
-        self.end_mends(cx);
-        let Phase::Primary(primary) = &mut self.phase else {
-            return;
-        };
-        for held in std::mem::take(&mut primary.held) {
-            let body = ReplyBody::Retry { after_ns: cx.settings.retry_after_ns };
-            reply(cx, segment, held.asker, body);
-        }
-    }
-
-    /// L5: once drained, gives the leases back. True when that is done.
-    pub(super) fn release_if_drained(&mut self, cx: &mut Context<P>) -> bool {
-        let Phase::Primary(primary) = &mut self.phase else {
-            return false;
-        };
-        let Some(seal) = &mut primary.seal else {
-            return false;
-        };
-        let Seal { at, released } = *seal;
-        if released {
-            return true;
-        }
-        if !primary.is_drained() {
-            return false;
-        }
-        primary.seal = Some(Seal { at, released: true });
-        if cx.settings.holds(Mutant::L5ServesOn) {
-            primary.leases.clear();
-            primary.leases_since = cx.now.after(1);
-        }
-        let commit = primary.commit();
-        let joiner = primary.copy.as_ref().map(|c| c.target);
-        let sealed_ns = cx.now.since(at);
-        let peers = self.config.members.iter().map(|m| m.server).chain(joiner);
-        for peer in peers.filter(|&s| s != cx.me).collect::<Vec<_>>() {
-            let message = self.message(PeerBody::LeaseRelease { commit, sealed_ns });
-            cx.send(peer, message);
-        }
-        true
     }
 }

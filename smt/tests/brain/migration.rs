@@ -1,9 +1,9 @@
 //! A primary's patience with a migration, and with its own disk.
 
 use smt::map::{Command, SegmentConfig};
-use smt::message::{PeerBody, ReplyBody};
+use smt::message::{LeaseMessage, PeerBody, ReplyBody, ServerMessage};
 use smt::replica::Role;
-use smt::server::Report;
+use smt::server::{Event, Report};
 use smt::wire::checksum::chunk_digest;
 use smt::*;
 
@@ -190,7 +190,12 @@ fn a_joiners_stream_goes_on_only_in_the_epoch_that_promoted_it() {
         primary.learn(with_joiner(of_one(1), 2));
         let session = begun(&primary.said()).expect("the migration begins");
         synced(&mut primary, session);
-        assert_eq!(promotes(&primary.proposed()), 1);
+        let (sent, segments) = (Tick(1 << 40), vec![(SEGMENT, Epoch(1))]);
+        let message = ServerMessage::Lease(LeaseMessage::Grant { sent, segments });
+        primary.tell(Event::Answer { peer: ServerId(2), link: LinkId(1), message });
+        primary.disk_works();
+        primary.tick();
+        assert!(promotes(&primary.proposed()) >= 1);
         primary.said();
         let mut promoted = config(epoch, &[1, 2]);
         promoted.members[1].incarnation = Incarnation(life);

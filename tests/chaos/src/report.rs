@@ -178,7 +178,11 @@ impl Report {
 
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.violations.is_empty() && self.client_errors.is_empty() && self.deaths.is_empty()
+        // A block nobody could judge is no proof of anything.
+        self.violations.is_empty()
+            && self.client_errors.is_empty()
+            && self.deaths.is_empty()
+            && self.undecided_blocks == 0
     }
 
     /// For people.
