@@ -75,20 +75,23 @@ pub const NOT_CAUGHT: &[(&str, &str)] = &[
     (
         "F1WritesUnfinished",
         "a store runs a check, and a fix, behind the changes before it, and the blocks of what is \
-         pending are among those a member names; none of 100 seeds",
+         pending are among those a member names; none of 2,500 seeds",
     ),
     (
         "M2DigestNotCompared",
         "the read-back compares with the primary's digest, so an unequal old chunk is sent after \
-         all (M6); none of 100 seeds",
+         all (M6); none of 2,500 seeds",
+    ),
+    ("L2NoMargin", "rare: none of 2,500 seeds; a few ms between two clocks at their extremes"),
+    (
+        "L5ServesOn",
+        "rare: none of 2,500 seeds; seed 156 before members were compared and mended, which shifted \
+         what every seed does",
     ),
     (
-        "C1NoEpochCheck",
-        "a primary orders whatever it takes in its own stream, under its own lease, and what an \
-         older connection brings C3 drops",
+        "M9PromoteEarly",
+        "rare: none of 2,500 seeds; seed 3428 before members were compared and mended",
     ),
-    ("L2NoMargin", "rare: none of 250 seeds; a few ms between two clocks at their extremes"),
-    ("L2FromGrant", "rare: none of 250 seeds; a grant has to be held up for most of its length"),
 ];
 
 /// The mutant of that name, whatever the case of its letters; its rule alone will do where only
