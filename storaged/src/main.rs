@@ -72,7 +72,11 @@ fn main() -> ExitCode {
             );
             let by_cluster = matches!(
                 error.downcast_ref(),
-                Some(ControlError::Refused(_) | ControlError::LogLost { .. })
+                Some(
+                    ControlError::Refused(_)
+                        | ControlError::OtherCluster { .. }
+                        | ControlError::LogLost { .. }
+                )
             );
             let refused = by_disk || by_cluster;
             if refused { ExitCode::from(REFUSED) } else { ExitCode::FAILURE }

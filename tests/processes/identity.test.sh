@@ -67,7 +67,7 @@ start --servers 3 --volume other:64MiB --segment-size 16MiB
 petrel dev --stop --dir "$DIR" >/dev/null
 mv "$DIR/server-3/data" "$data"
 DIR=$first PETREL_CLUSTER=$facts
-refused "the directory of another cluster" "belongs to store"
+refused "the directory of another cluster" "the peers that answer are of cluster"
 rm -rf "$data"
 
 mv "$WORK/newest" "$data"

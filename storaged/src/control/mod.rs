@@ -81,6 +81,11 @@ pub enum ControlError {
     /// The cluster will not have this server: another one's store, or a rolled-back one.
     #[error("the cluster refuses this server: {0}")]
     Refused(Refused),
+    #[error(
+        "the peers that answer are of cluster {theirs}, and this data directory is of {ours}: it \
+         belongs somewhere else, or `peers` does not name its own"
+    )]
+    OtherCluster { theirs: String, ours: String },
     /// Replicas without the map's log: whatever this server agreed to is forgotten.
     #[error(
         "there are replicas in {}, and no log of the map in {}: started without it, this server \
@@ -262,7 +267,7 @@ pub async fn run(inputs: Inputs, mut stop: watch::Receiver<bool>) -> Result<(), 
     let notify = Arc::clone(&signals);
     let notify = Box::new(move || notify.map_changed());
     log_is_there(&config)?;
-    past::ask(&config, cluster, store, incarnation).await.map_err(ControlError::Refused)?;
+    past::ask(&config, cluster, store, incarnation).await?;
     let machine = SmtMachine::new(Arc::clone(&map), notify);
     let mut log_config = ConsensusConfig::new(me, config.data_dir.join("consensus"));
     log_config.cluster = cluster;

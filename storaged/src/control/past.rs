@@ -12,6 +12,7 @@ use smt::lineage::is_other_generation;
 use smt::map::{Map, Refused};
 use smt::{Incarnation, ServerId};
 
+use super::ControlError;
 use crate::config::{Config, PeerConfig};
 
 /// How long a peer may take to answer; a start is late by no more than this.
@@ -31,28 +32,52 @@ struct Known {
     store: Option<String>,
 }
 
+/// What a peer says of this server.
+enum Word {
+    Nothing,
+    /// It is of this cluster, before or after a recovery, and knows this of us.
+    Known(Option<Known>),
+    /// It is of another cluster, of this number.
+    Foreign(String),
+}
+
 /// # Errors
-/// A peer knows this life, a newer one, or another store under this server's id.
+/// A peer knows this life, a newer one, or another store under this server's id; or all who answer
+/// are of another cluster.
 pub(super) async fn ask(
     config: &Config,
     cluster: u64,
     store: u128,
     incarnation: Incarnation,
-) -> Result<(), Refused> {
+) -> Result<(), ControlError> {
     let mut asked = tokio::task::JoinSet::new();
     for peer in config.peers.iter().filter(|p| p.id != config.id) {
         let (peer, id) = (peer.clone(), config.id);
-        asked.spawn_blocking(move || known_to(&peer, cluster, id));
+        asked.spawn_blocking(move || ask_one(&peer, cluster, id));
     }
+    let (mut is_known, mut foreign) = (false, None);
     while let Some(answer) = asked.join_next().await {
-        if let Ok(Some(known)) = answer {
-            judge(&known, store, incarnation)?;
+        match answer {
+            Ok(Word::Known(known)) => {
+                is_known = true;
+                if let Some(known) = known {
+                    judge(&known, store, incarnation).map_err(ControlError::Refused)?;
+                }
+            }
+            Ok(Word::Foreign(theirs)) => foreign = Some(theirs),
+            Ok(Word::Nothing) | Err(_) => {}
         }
     }
-    Ok(())
+    match foreign {
+        // One line of `peers` may be wrong, or its address somebody else's by now.
+        Some(theirs) if !is_known => {
+            Err(ControlError::OtherCluster { theirs, ours: cluster.to_string() })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
-fn known_to(peer: &PeerConfig, cluster: u64, id: u64) -> Option<Known> {
+fn ask_one(peer: &PeerConfig, cluster: u64, id: u64) -> Word {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(ANSWER_WAIT)).proxy(None).build().into();
     let servers = agent
@@ -60,15 +85,16 @@ fn known_to(peer: &PeerConfig, cluster: u64, id: u64) -> Option<Known> {
         .call()
         .and_then(|mut answer| answer.body_mut().read_json::<Servers>());
     match servers {
-        // Another cluster's servers have the same ids; before and after a recovery they are ours.
         Ok(Servers { cluster_id: Some(theirs), .. }) if !is_ours(&theirs, cluster) => {
             tracing::warn!(peer = peer.id, theirs, "a peer's address leads to another cluster");
-            None
+            Word::Foreign(theirs)
         }
-        Ok(Servers { servers, .. }) => servers.into_iter().find(|known| known.id == id),
+        Ok(Servers { servers, .. }) => {
+            Word::Known(servers.into_iter().find(|known| known.id == id))
+        }
         Err(error) => {
             tracing::debug!(peer = peer.id, %error, "could not be asked what it knows of us");
-            None
+            Word::Nothing
         }
     }
 }
