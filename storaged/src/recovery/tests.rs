@@ -12,7 +12,7 @@ use crate::consensus::{Peer, StateMachine, offline};
 use crate::control::SmtMachine;
 use crate::disk::DataDir;
 
-const CLUSTER: u64 = 0x4200;
+const CLUSTER: u64 = 0x4200_0000_0000;
 
 /// A server's directory, and the store it was made in.
 fn directory(id: u64) -> (TempDir, u128) {
@@ -122,7 +122,7 @@ fn a_log_of_another_cluster_than_the_directory_does_not_start() {
     let why = refused.expect_err("it is another's").to_string();
     assert!(why.contains("interrupted"), "{why}");
     recover(&[dir.path().to_owned()], &[], false, ACCEPTED).expect("again");
-    assert_eq!(survey(dir.path()).cluster, CLUSTER + 2);
+    assert_eq!(lineage::generation(survey(dir.path()).cluster), 2);
 }
 
 #[test]
@@ -148,11 +148,12 @@ fn a_surveyed_server_joins_with_its_ticket_unless_it_was_started_since() {
         recover(&dirs, std::slice::from_ref(&file), true, ACCEPTED).expect("it is accepted");
     let ticket = value["tickets"][0]["ticket"].as_str().expect("one for server 4").to_owned();
     rejoin(other.path(), "4201").expect_err("no ticket");
-    rejoin(other.path(), "9901:1").expect_err("another cluster's");
+    rejoin(other.path(), "990000000001:1").expect_err("another cluster's");
     rejoin(other.path(), &ticket).expect("it is good");
     rejoin(other.path(), &ticket).expect("again, as after a stop in the middle");
     let joined = AtRest::open(other.path()).expect("nobody has it").identity();
-    assert_eq!(joined.cluster, CLUSTER + 1);
+    assert!(ticket.starts_with(&format!("{:016x}:", joined.cluster)), "{ticket}");
+    assert_eq!(lineage::generation(joined.cluster), 1);
     let consensus = other.path().join("consensus");
     assert!(
         consensus.join(crate::control::JOINING_MARK).exists() && !consensus.join("log").exists()
